@@ -1,0 +1,21 @@
+//! The core of Rondo: what a round of model transfer among hospitals *is*, without doing any of it.
+//!
+//! Everything here is pure: no clock, file, socket, randomness or tensor. The daemon feeds events in and
+//! carries effects out, so the same code runs in a hospital, in a test and in a simulator.
+//!
+//! Read in this order: [`ids`] → [`plan`] → [`recipe`] → [`round`] (state, event, effect, step) →
+//! [`journal`]; and for what crosses the wire: [`envelope`] → [`manifest`] → [`passport`] →
+//! [`checkpoint`] → [`transfer`] → [`trust`].
+
+pub mod checkpoint;
+pub mod envelope;
+pub mod ids;
+pub mod journal;
+pub mod manifest;
+pub mod passport;
+pub mod plan;
+pub mod recipe;
+pub mod round;
+pub mod settings;
+pub mod transfer;
+pub mod trust;
