@@ -1,0 +1,99 @@
+//! Lesions: connected components of a mask.
+
+use ndarray::Array3;
+use ndarray_ndimage::label;
+use serde::{Deserialize, Serialize};
+
+/// Which voxels touch: by face (6), also by edge (18), also by corner (26).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub enum Connectivity {
+    /// Faces.
+    Six,
+    /// Faces and edges.
+    Eighteen,
+    /// Faces, edges and corners, as the public BraTS-METS scoring tool counts.
+    #[default]
+    TwentySix,
+}
+
+impl TryFrom<u8> for Connectivity {
+    type Error = String;
+
+    fn try_from(n: u8) -> Result<Self, String> {
+        match n {
+            6 => Ok(Self::Six),
+            18 => Ok(Self::Eighteen),
+            26 => Ok(Self::TwentySix),
+            _ => Err(format!(
+                "connectivity {n} does not exist in three dimensions; choose 6, 18 or 26"
+            )),
+        }
+    }
+}
+
+impl From<Connectivity> for u8 {
+    fn from(c: Connectivity) -> Self {
+        match c {
+            Connectivity::Six => 6,
+            Connectivity::Eighteen => 18,
+            Connectivity::TwentySix => 26,
+        }
+    }
+}
+
+impl Connectivity {
+    fn structure(self) -> Array3<bool> {
+        let reach = match self {
+            Self::Six => 1,
+            Self::Eighteen => 2,
+            Self::TwentySix => 3,
+        };
+        Array3::from_shape_fn((3, 3, 3), |(i, j, k)| {
+            [i, j, k].iter().filter(|n| **n != 1).count() <= reach
+        })
+    }
+}
+
+/// One connected component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lesion {
+    /// Its size.
+    pub voxels: usize,
+    /// Least index on each axis.
+    pub min: [usize; 3],
+    /// Greatest index on each axis, inclusive.
+    pub max: [usize; 3],
+}
+
+/// All lesions of a mask.
+#[derive(Debug, Clone)]
+pub struct Lesions {
+    /// 0 outside, n + 1 inside lesion n.
+    pub labels: Array3<u32>,
+    /// Lesions in the order of their first voxel.
+    pub list: Vec<Lesion>,
+}
+
+/// Finds the lesions of a mask (voxels above 0). An empty mask has none.
+pub fn components(mask: &Array3<u8>, connectivity: Connectivity) -> Lesions {
+    let (labels, count) = label::<u32>(&mask.map(|v| *v > 0), &connectivity.structure());
+    let mut list = vec![
+        Lesion {
+            voxels: 0,
+            min: [usize::MAX; 3],
+            max: [0; 3]
+        };
+        count
+    ];
+    for ((i, j, k), n) in labels.indexed_iter() {
+        if let Some(lesion) = (*n as usize).checked_sub(1).and_then(|n| list.get_mut(n)) {
+            lesion.voxels += 1;
+            for (axis, at) in [i, j, k].into_iter().enumerate() {
+                lesion.min[axis] = lesion.min[axis].min(at);
+                lesion.max[axis] = lesion.max[axis].max(at);
+            }
+        }
+    }
+    Lesions { labels, list }
+}

@@ -5,13 +5,22 @@
 //! cohorts of synthetic heads. Nothing here knows a tensor or a socket.
 
 pub mod cohort;
-pub mod distance;
 pub mod durable;
 pub mod lesion;
-pub mod metrics;
 pub mod nifti;
-pub mod phantom;
 pub mod preprocess;
-pub mod surface;
-pub mod ttest;
 pub mod volume;
+
+/// How far a long piece of work has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// Items finished.
+    pub done: usize,
+    /// Items in all.
+    pub total: usize,
+    /// The item just finished, for example a case id.
+    pub item: &'a str,
+}
+
+/// Receives progress, possibly from several threads.
+pub type OnProgress<'a> = &'a (dyn Fn(Progress<'_>) + Sync);

@@ -1,1 +1,244 @@
-//! What a network sees: clipped to the brain's percentiles, z-scored, with label and brain mask.
+//! What a network sees: the brain, clipped and z-scored, with its label.
+//!
+//! The paper's preprocessing, last step: brain voxels are clipped to their 0.2 and 99.8
+//! percentiles and z-scored with mean and population standard deviation of the clipped voxels.
+//! Outside the brain the skull is stripped, as in the paper; see [`Background`].
+
+use std::path::Path;
+
+use ndarray::{Array3, Zip};
+use serde::{Deserialize, Serialize};
+
+use crate::cohort::{Case, Cohort, LabelRule};
+use crate::nifti;
+use crate::volume::{Geometry, Volume};
+
+/// Percentiles of the brain to which voxels are clipped.
+pub const CLIP_PERCENTILES: [f64; 2] = [0.2, 99.8];
+
+/// Why a case cannot be prepared; one sentence that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read.
+    #[error(transparent)]
+    Read(#[from] nifti::Error),
+    /// Label or brain mask lie on another grid than the image.
+    #[error(
+        "the {what} lies on another grid than the image ({difference}); resample it onto the image's grid"
+    )]
+    Grid {
+        /// `label` or `brain mask`.
+        what: &'static str,
+        /// What sets the grids apart.
+        difference: String,
+    },
+    /// No voxel of the brain mask is set.
+    #[error("the brain mask is empty; make a new one")]
+    EmptyBrain,
+    /// All brain voxels hold one value.
+    #[error("all brain voxels hold the same value; this is no scan, export the image again")]
+    Constant,
+    /// A label value that the cohort does not know.
+    #[error(
+        "the label holds the value {value} in {voxels} voxels, which the cohort file neither includes nor ignores; \
+         add it to `label_include` or `label_ignore`, or correct the label"
+    )]
+    LabelValue {
+        /// The value.
+        value: u16,
+        /// How many voxels hold it.
+        voxels: usize,
+    },
+}
+
+/// What is put outside the brain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Background {
+    /// The z-score of intensity 0, a negative constant, as the published code has it.
+    #[default]
+    Zscore,
+    /// Zero, the mean of the brain.
+    Zero,
+}
+
+/// What was measured in the brain and applied to it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Normalisation {
+    /// Brain voxels.
+    pub voxels: usize,
+    /// 0.2 percentile, the least value kept.
+    pub low: f64,
+    /// 99.8 percentile, the greatest value kept.
+    pub high: f64,
+    /// Mean of the clipped brain voxels.
+    pub mean: f64,
+    /// Population standard deviation of the clipped brain voxels.
+    pub sd: f64,
+}
+
+/// An image as a network sees it.
+#[derive(Debug, Clone)]
+pub struct PreparedImage {
+    /// Normalised intensities `[i, j, k]`.
+    pub image: Array3<f32>,
+    /// 1 inside the brain.
+    pub brain: Array3<u8>,
+    /// Grid of the source; a prediction is written onto it with [`nifti::write`].
+    pub geometry: Geometry,
+    /// What was applied.
+    pub normalisation: Normalisation,
+    /// Peculiarities of the source files.
+    pub notices: Vec<String>,
+}
+
+/// A case as a network is trained on it. All arrays `[i, j, k]` in C layout, same shape.
+#[derive(Debug, Clone)]
+pub struct PreparedCase {
+    /// Case id, safe as a file name.
+    pub id: String,
+    /// Patient of the case.
+    pub patient: String,
+    /// Normalised intensities.
+    pub image: Array3<f32>,
+    /// 1 where the label rule says metastasis.
+    pub label: Array3<u8>,
+    /// 1 inside the brain.
+    pub brain: Array3<u8>,
+    /// Grid of the source; a prediction is written onto it with [`nifti::write`].
+    pub geometry: Geometry,
+    /// Peculiarities of the source files.
+    pub notices: Vec<String>,
+}
+
+/// Reads and prepares one case of a cohort.
+pub fn prepare(cohort: &Cohort, case: &Case) -> Result<PreparedCase, Error> {
+    let prepared = prepare_image(&case.image, &case.brain_mask, cohort.background)?;
+    let label = read_label(&case.label, &prepared.geometry, &cohort.label)?;
+    let PreparedImage {
+        image,
+        brain,
+        geometry,
+        notices,
+        ..
+    } = prepared;
+    Ok(PreparedCase {
+        id: case.id.clone(),
+        patient: case.patient.clone(),
+        image,
+        label,
+        brain,
+        geometry,
+        notices,
+    })
+}
+
+/// Reads and prepares an image without a label.
+pub fn prepare_image(
+    image: &Path,
+    brain_mask: &Path,
+    background: Background,
+) -> Result<PreparedImage, Error> {
+    let image = nifti::read_image(image)?;
+    let (grid, brain) = nifti::read_mask(brain_mask)?.into_parts();
+    same_grid("brain mask", image.volume.geometry(), &grid)?;
+    let (geometry, mut values) = image.volume.into_parts();
+    let normalisation = normalise(&mut values, &brain, background)?;
+    Ok(PreparedImage {
+        image: values,
+        brain,
+        geometry,
+        normalisation,
+        notices: image.header.notices,
+    })
+}
+
+/// Reads a label file: 1 for lesion by the cohort's rule; unknown values are an error.
+pub fn read_label(path: &Path, grid: &Geometry, rule: &LabelRule) -> Result<Array3<u8>, Error> {
+    let label: Volume<u16> = nifti::read_labels(path)?;
+    same_grid("label", grid, label.geometry())?;
+    let values = label.into_parts().1;
+    if let Some(&value) = values.iter().find(|v| !rule.knows(**v)) {
+        return Err(Error::LabelValue {
+            value,
+            voxels: values.iter().filter(|v| **v == value).count(),
+        });
+    }
+    Ok(values.map(|v| u8::from(rule.is_lesion(*v))))
+}
+
+pub(crate) fn same_grid(
+    what: &'static str,
+    image: &Geometry,
+    other: &Geometry,
+) -> Result<(), Error> {
+    image
+        .difference(other)
+        .map_or(Ok(()), |difference| Err(Error::Grid { what, difference }))
+}
+
+/// Clips and z-scores inside the brain, in place; strips what lies outside.
+///
+/// # Errors
+/// An empty brain and a constant brain have no z-score.
+pub fn normalise(
+    image: &mut Array3<f32>,
+    brain: &Array3<u8>,
+    background: Background,
+) -> Result<Normalisation, Error> {
+    let mut inside: Vec<f32> = image
+        .iter()
+        .zip(brain)
+        .filter(|(_, b)| **b > 0)
+        .map(|(v, _)| *v)
+        .collect();
+    if inside.is_empty() {
+        return Err(Error::EmptyBrain);
+    }
+    let [low, high] = CLIP_PERCENTILES.map(|p| percentile(&mut inside, p));
+    let n = inside.len() as f64;
+    let clip = |v: f32| f64::from(v).clamp(low, high);
+    let mean = inside.iter().map(|v| clip(*v)).sum::<f64>() / n;
+    let sd = (inside
+        .iter()
+        .map(|v| (clip(*v) - mean).powi(2))
+        .sum::<f64>()
+        / n)
+        .sqrt();
+    if sd <= f64::EPSILON * mean.abs().max(f64::MIN_POSITIVE) {
+        return Err(Error::Constant);
+    }
+    let outside = match background {
+        Background::Zscore => (-mean / sd) as f32,
+        Background::Zero => 0.0,
+    };
+    Zip::from(image).and(brain).for_each(|v, b| {
+        *v = if *b > 0 {
+            ((clip(*v) - mean) / sd) as f32
+        } else {
+            outside
+        };
+    });
+    Ok(Normalisation {
+        voxels: inside.len(),
+        low,
+        high,
+        mean,
+        sd,
+    })
+}
+
+/// Percentile with linear interpolation between order statistics (numpy's default); reorders `values`.
+/// `values` must not be empty nor hold NaN.
+pub fn percentile(values: &mut [f32], percent: f64) -> f64 {
+    let at = percent / 100.0 * (values.len() - 1) as f64;
+    let below = at.floor() as usize;
+    let (_, low, rest) = values.select_nth_unstable_by(below, f32::total_cmp);
+    let low = f64::from(*low);
+    let next = rest
+        .iter()
+        .copied()
+        .min_by(f32::total_cmp)
+        .map_or(low, f64::from);
+    low + (next - low) * at.fract()
+}

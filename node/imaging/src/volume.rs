@@ -51,13 +51,20 @@ impl Geometry {
             return Err(Error::EmptyAxis(shape));
         }
         let last = affine.row(3);
-        if affine.iter().any(|v| !v.is_finite()) || last[0] != 0.0 || last[1] != 0.0 || last[2] != 0.0 || last[3] != 1.0
+        if affine.iter().any(|v| !v.is_finite())
+            || last[0] != 0.0
+            || last[1] != 0.0
+            || last[2] != 0.0
+            || last[3] != 1.0
         {
             return Err(Error::NotAffine);
         }
         let geometry = Self { shape, affine };
         let spacing = geometry.spacing_mm();
-        if spacing.iter().any(|s| *s < SPACING_RANGE_MM.0 || *s > SPACING_RANGE_MM.1) {
+        if spacing
+            .iter()
+            .any(|s| *s < SPACING_RANGE_MM.0 || *s > SPACING_RANGE_MM.1)
+        {
             return Err(Error::Spacing(spacing));
         }
         let axes = geometry.axes();
@@ -115,7 +122,8 @@ impl Geometry {
         }
         let apart = self.corner_distance_mm(&other.affine);
         let least = self.spacing_mm().into_iter().fold(f64::INFINITY, f64::min);
-        (apart > CORNER_TOLERANCE_VOXELS * least).then(|| format!("the same shape, but corners {apart:.3} mm apart"))
+        (apart > CORNER_TOLERANCE_VOXELS * least)
+            .then(|| format!("the same shape, but corners {apart:.3} mm apart"))
     }
 
     /// Largest distance between a corner of this grid and the same corner under another affine.
@@ -147,9 +155,16 @@ impl<T: Clone> Volume<T> {
     pub fn new(geometry: Geometry, data: Array3<T>) -> Result<Self, Error> {
         let (i, j, k) = data.dim();
         if [i, j, k] != geometry.shape {
-            return Err(Error::Shape { data: [i, j, k], grid: geometry.shape });
+            return Err(Error::Shape {
+                data: [i, j, k],
+                grid: geometry.shape,
+            });
         }
-        let data = if data.is_standard_layout() { data } else { data.as_standard_layout().into_owned() };
+        let data = if data.is_standard_layout() {
+            data
+        } else {
+            data.as_standard_layout().into_owned()
+        };
         Ok(Self { geometry, data })
     }
 
@@ -170,7 +185,10 @@ impl<T: Clone> Volume<T> {
 
     /// Other values on the same grid.
     pub fn map<U: Clone>(&self, f: impl FnMut(&T) -> U) -> Volume<U> {
-        Volume { geometry: self.geometry.clone(), data: self.data.map(f) }
+        Volume {
+            geometry: self.geometry.clone(),
+            data: self.data.map(f),
+        }
     }
 }
 
@@ -182,7 +200,10 @@ mod tests {
     #[test]
     fn refuses_what_is_no_grid() {
         let id = Matrix4::identity();
-        assert_eq!(Geometry::new([4, 0, 4], id), Err(Error::EmptyAxis([4, 0, 4])));
+        assert_eq!(
+            Geometry::new([4, 0, 4], id),
+            Err(Error::EmptyAxis([4, 0, 4]))
+        );
         let mut bad = id;
         bad[(1, 2)] = f64::NAN;
         assert_eq!(Geometry::new([4; 3], bad), Err(Error::NotAffine));
@@ -213,6 +234,10 @@ mod tests {
         moved[(0, 3)] += 0.01;
         assert!(a.matches(&Geometry::new([10; 3], moved).unwrap()));
         moved[(0, 3)] += 0.5;
-        assert!(a.difference(&Geometry::new([10; 3], moved).unwrap()).unwrap().contains("mm apart"));
+        assert!(
+            a.difference(&Geometry::new([10; 3], moved).unwrap())
+                .unwrap()
+                .contains("mm apart")
+        );
     }
 }

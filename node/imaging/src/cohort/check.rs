@@ -1,0 +1,181 @@
+//! Are the files of a cohort sound? What is not is set aside, the rest goes on.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::{Case, Cohort, Split};
+use crate::preprocess::{self, normalise, read_label};
+use crate::volume::Volume;
+use crate::{OnProgress, Progress, nifti};
+
+/// Lesion voxels outside the brain mask from which on a notice is given.
+const OUTSIDE_BRAIN_NOTICE: f64 = 0.1;
+
+/// A case that is not used, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SetAside {
+    /// Case id.
+    pub id: String,
+    /// The split it is missing from.
+    pub split: Split,
+    /// One sentence: what is wrong and what to do.
+    pub reason: String,
+}
+
+/// Something a user should know about a case that is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Notice {
+    /// Case id.
+    pub id: String,
+    /// What.
+    pub text: String,
+}
+
+/// Result of [`check`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// Name of the cohort.
+    pub name: String,
+    /// Cases in the file.
+    pub cases: usize,
+    /// Ids of the cases that can be used, in the order of the file.
+    pub usable: Vec<String>,
+    /// The others.
+    pub set_aside: Vec<SetAside>,
+    /// Peculiarities of usable cases.
+    pub notices: Vec<Notice>,
+}
+
+impl CheckReport {
+    /// The cohort without the cases that were set aside.
+    pub fn usable_cohort(&self, cohort: &Cohort) -> Cohort {
+        let mut kept = cohort.clone();
+        kept.cases.retain(|c| self.usable.contains(&c.id));
+        kept
+    }
+}
+
+struct Sound {
+    digest: [u8; 32],
+    notices: Vec<String>,
+}
+
+/// Reads every file of the cohort and sets aside what cannot be used: missing or unreadable files,
+/// other grids, NaN, constant images, unknown label values, empty brain masks, and images whose
+/// voxels another case already holds.
+pub fn check(cohort: &Cohort, progress: OnProgress<'_>) -> CheckReport {
+    let done = AtomicUsize::new(0);
+    let total = cohort.cases.len();
+    let inspected: Vec<_> = (cohort.cases.par_iter())
+        .map(|case| {
+            let result = inspect(cohort, case);
+            progress(Progress {
+                done: done.fetch_add(1, Ordering::Relaxed) + 1,
+                total,
+                item: &case.id,
+            });
+            result
+        })
+        .collect();
+    let mut report = CheckReport {
+        name: cohort.name.clone(),
+        cases: total,
+        usable: Vec::new(),
+        set_aside: Vec::new(),
+        notices: Vec::new(),
+    };
+    let mut seen: HashMap<[u8; 32], &str> = HashMap::new();
+    for (case, result) in cohort.cases.iter().zip(inspected) {
+        let verdict = result.and_then(|sound| match seen.get(&sound.digest) {
+            Some(first) => Err(format!(
+                "the image holds the same voxels as case {first}; remove one of the two"
+            )),
+            None => Ok(sound),
+        });
+        match verdict {
+            Ok(sound) => {
+                seen.insert(sound.digest, &case.id);
+                report.usable.push(case.id.clone());
+                report
+                    .notices
+                    .extend(sound.notices.into_iter().map(|text| Notice {
+                        id: case.id.clone(),
+                        text,
+                    }));
+            }
+            Err(reason) => report.set_aside.push(SetAside {
+                id: case.id.clone(),
+                split: case.split,
+                reason,
+            }),
+        }
+    }
+    report
+}
+
+fn inspect(cohort: &Cohort, case: &Case) -> Result<Sound, String> {
+    for (what, path) in [
+        ("image", &case.image),
+        ("label", &case.label),
+        ("brain mask", &case.brain_mask),
+    ] {
+        if !path.exists() {
+            let stray = if what == "image" && case.label.exists() {
+                ", though its label is there"
+            } else {
+                ""
+            };
+            return Err(format!(
+                "the {what} {} does not exist{stray}; put it back or correct the path in the cohort file",
+                path.display()
+            ));
+        }
+    }
+    inspect_voxels(cohort, case).map_err(|e| e.to_string())
+}
+
+fn inspect_voxels(cohort: &Cohort, case: &Case) -> Result<Sound, preprocess::Error> {
+    let image = nifti::read_image(&case.image)?;
+    let digest = digest(&image.volume);
+    let brain = nifti::read_mask(&case.brain_mask)?;
+    preprocess::same_grid("brain mask", image.volume.geometry(), brain.geometry())?;
+    let label = read_label(&case.label, image.volume.geometry(), &cohort.label)?;
+    let mut notices = image.header.notices;
+    let lesion = label.iter().filter(|v| **v > 0).count();
+    let outside = label
+        .iter()
+        .zip(brain.data())
+        .filter(|(l, b)| **l > 0 && **b == 0)
+        .count();
+    if outside as f64 > OUTSIDE_BRAIN_NOTICE * lesion as f64 {
+        notices.push(format!(
+            "{outside} of {lesion} lesion voxels lie outside the brain mask; look at the mask"
+        ));
+    }
+    if lesion == 0 {
+        notices.push("the label holds no lesion".into());
+    }
+    normalise(
+        &mut image.volume.into_parts().1,
+        brain.data(),
+        cohort.background,
+    )?;
+    Ok(Sound { digest, notices })
+}
+
+/// Of shape and voxels, so that a copy under another name, compression or header is recognised.
+fn digest(volume: &Volume<f32>) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for n in volume.geometry().shape() {
+        hash.update((n as u64).to_le_bytes());
+    }
+    for row in volume.data().rows() {
+        let bytes: Vec<u8> = row.iter().flat_map(|v| v.to_le_bytes()).collect();
+        hash.update(&bytes);
+    }
+    hash.finalize().into()
+}
