@@ -105,8 +105,14 @@ impl FromStr for SiteId {
     fn from_str(text: &str) -> Result<Self, Error> {
         let ok = text.len() <= SITE_ID_MAX
             && text.starts_with(|c: char| c.is_ascii_lowercase())
-            && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
-        if ok { Ok(Self(text.to_owned())) } else { Err(Error::Site(text.chars().take(80).collect())) }
+            && text
+                .bytes()
+                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::Site(text.chars().take(80).collect()))
+        }
     }
 }
 
@@ -131,7 +137,11 @@ impl VisitNo {
     /// The visit before this one, none before the first.
     #[must_use]
     pub const fn previous(self) -> Option<Self> {
-        if self.0 <= 1 { None } else { Some(Self(self.0 - 1)) }
+        if self.0 <= 1 {
+            None
+        } else {
+            Some(Self(self.0 - 1))
+        }
     }
 }
 

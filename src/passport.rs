@@ -1,0 +1,286 @@
+//! The passport: the chain of signed manifests from a round's start to a checkpoint.
+//!
+//! It can be checked offline, with nothing but the roster: who trained, on how much, with what result.
+
+use crate::checkpoint::Layout;
+use crate::envelope::Envelope;
+use crate::ids::{Digest, SiteId, VisitNo};
+use crate::manifest::{self, Manifest};
+use crate::plan::{self, Plan, Start};
+use crate::round::{Receipt, ReceiptBody};
+use crate::transfer;
+use crate::trust::{self, Roster};
+use serde::{Deserialize, Serialize};
+
+/// Largest passport that is read.
+pub const PASSPORT_MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// Why a passport was refused. Each reason has a code that crosses the wire and scripts can test.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// Unreadable.
+    #[error("reading a passport: {0}")]
+    Malformed(String),
+    /// The plan.
+    #[error("the passport's plan: {0}")]
+    Plan(#[from] plan::Error),
+    /// A site that takes part is unknown or revoked.
+    #[error("the passport names a site that is not trusted: {0}")]
+    Site(#[from] trust::Error),
+    /// Not every site approved the plan.
+    #[error("{0} did not approve the plan, or its approval is not genuine")]
+    Approval(SiteId),
+    /// Too few or too many hops.
+    #[error("the passport has {found} hops, which is not possible in a plan of {planned} visits")]
+    Hops {
+        /// Hops found.
+        found: usize,
+        /// Visits in the plan.
+        planned: u32,
+    },
+    /// One hop's signature or form.
+    #[error("hop {hop}: {source}")]
+    Manifest {
+        /// Visit number of the hop.
+        hop: VisitNo,
+        /// What is wrong.
+        source: manifest::Error,
+    },
+    /// One hop does not follow from the plan or from the hop before it.
+    #[error("hop {hop}: {what}")]
+    Chain {
+        /// Visit number of the hop.
+        hop: VisitNo,
+        /// What does not follow.
+        what: &'static str,
+    },
+    /// The weights beside the passport are not the ones it ends with.
+    #[error("{0}")]
+    Weights(transfer::Error),
+    /// The weights are as signed, but not a checkpoint of this architecture.
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::Error),
+}
+
+impl Error {
+    /// Reason code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "passport-malformed",
+            Self::Plan(_) => "passport-plan",
+            Self::Site(trust::Error::Revoked(_)) => "passport-signer-revoked",
+            Self::Site(_) => "passport-signer-unknown",
+            Self::Approval(_) => "passport-approval",
+            Self::Hops { .. } => "passport-hops",
+            Self::Manifest { .. } => "passport-signature",
+            Self::Chain { .. } => "passport-chain",
+            Self::Weights(_) => "weights-damaged",
+            Self::Checkpoint(_) => "weights-layout",
+        }
+    }
+}
+
+/// A passport as it travels; nothing in it is believed before [`Passport::verify`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Passport {
+    version: u32,
+    /// The plan's canonical bytes, as text.
+    pub plan: String,
+    /// Every site's signed approval.
+    pub approvals: Vec<Envelope>,
+    /// One signed manifest for each visit, in order.
+    pub manifests: Vec<Envelope>,
+}
+
+/// A passport that was checked against a roster. Only [`Passport::verify`] makes one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VerifiedPassport {
+    plan: Plan,
+    hops: Vec<Manifest>,
+    last: Manifest,
+}
+
+impl Passport {
+    /// Puts a passport together.
+    #[must_use]
+    pub fn new(plan: &Plan, approvals: Vec<Envelope>, manifests: Vec<Envelope>) -> Self {
+        let plan = String::from_utf8(plan.canonical()).unwrap_or_default();
+        Self {
+            version: 1,
+            plan,
+            approvals,
+            manifests,
+        }
+    }
+
+    /// Reads a passport.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`].
+    pub fn from_json(bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.len() > PASSPORT_MAX_BYTES {
+            return Err(Error::Malformed(format!(
+                "it is larger than {PASSPORT_MAX_BYTES} bytes"
+            )));
+        }
+        let passport: Self =
+            serde_json::from_slice(bytes).map_err(|e| Error::Malformed(e.to_string()))?;
+        if passport.version != 1 {
+            let text = format!(
+                "format version {} is newer than this software",
+                passport.version
+            );
+            return Err(Error::Malformed(text));
+        }
+        Ok(passport)
+    }
+
+    /// The JSON form.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Checks everything: plan, approvals, and each hop's signer, place and parent.
+    ///
+    /// # Errors
+    /// The first thing that does not hold.
+    pub fn verify(&self, roster: &Roster) -> Result<VerifiedPassport, Error> {
+        let plan = Plan::from_canonical(self.plan.as_bytes())?;
+        let round = plan.round();
+        for site in &plan.sites {
+            let key = roster.trusted(site)?.signing_key;
+            let approves = |e: &&Envelope| {
+                Receipt::open(e, &key).is_ok_and(|r| {
+                    r.round == round && r.site == *site && r.body == ReceiptBody::Approved
+                })
+            };
+            if self.approvals.iter().find(approves).is_none() {
+                return Err(Error::Approval(site.clone()));
+            }
+        }
+        let (found, planned) = (self.manifests.len(), plan.visit_count());
+        if self.approvals.len() != plan.sites.len() || found > planned as usize {
+            return Err(Error::Hops { found, planned });
+        }
+        let mut hops: Vec<Manifest> = Vec::with_capacity(found);
+        for (envelope, n) in self.manifests.iter().zip(1..) {
+            let hop = VisitNo(n);
+            let manifest = verify_hop(&plan, hops.last(), hop, envelope, roster)?;
+            hops.push(manifest);
+        }
+        let last = hops.last().cloned().ok_or(Error::Hops { found, planned })?;
+        Ok(VerifiedPassport { plan, hops, last })
+    }
+}
+
+/// Checks one manifest as hop `hop` of `plan` after `previous`.
+///
+/// # Errors
+/// [`Error::Site`], [`Error::Manifest`] or [`Error::Chain`].
+pub fn verify_hop(
+    plan: &Plan,
+    previous: Option<&Manifest>,
+    hop: VisitNo,
+    envelope: &Envelope,
+    roster: &Roster,
+) -> Result<Manifest, Error> {
+    let chain = |what| Error::Chain { hop, what };
+    let site = plan
+        .site_of(hop)
+        .ok_or(chain("the plan has no such visit"))?;
+    let key = roster.trusted(site)?.signing_key;
+    let manifest =
+        Manifest::open(envelope, &key).map_err(|source| Error::Manifest { hop, source })?;
+    let parent = match (previous, plan.start) {
+        (Some(previous), _) => Some(previous.weights.object),
+        (None, Start::Fresh) => None,
+        (None, Start::Checkpoint(digest)) => Some(digest),
+    };
+    let layout = Layout::new(&plan.recipe.architecture, plan.recipe.carries_optimizer());
+    for (holds, what) in [
+        (
+            manifest.round == plan.round(),
+            "its manifest belongs to another round",
+        ),
+        (manifest.visit == hop, "its manifest is of another visit"),
+        (
+            manifest.cycle == plan.cycle_of(hop),
+            "its manifest is of another cycle",
+        ),
+        (manifest.site == *site, "it was not this site's turn"),
+        (
+            manifest.parent == parent,
+            "its parent is not the checkpoint of the hop before",
+        ),
+        (
+            manifest.architecture == plan.recipe.architecture,
+            "its architecture is not the plan's",
+        ),
+        (
+            manifest.recipe == plan.recipe_digest(),
+            "its recipe is not the plan's",
+        ),
+        (
+            manifest.weights.bytes == layout.len(),
+            "its length is not that of the architecture",
+        ),
+    ] {
+        if !holds {
+            return Err(chain(what));
+        }
+    }
+    Ok(manifest)
+}
+
+impl VerifiedPassport {
+    /// The plan all sites approved.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The manifests in order; never empty.
+    #[must_use]
+    pub fn hops(&self) -> &[Manifest] {
+        &self.hops
+    }
+
+    /// The manifest of the checkpoint this passport belongs to.
+    #[must_use]
+    pub fn last(&self) -> &Manifest {
+        &self.last
+    }
+
+    /// The layout its weights must have.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        Layout::new(
+            &self.plan.recipe.architecture,
+            self.plan.recipe.carries_optimizer(),
+        )
+    }
+
+    /// Checks the weights that lie beside the passport, naming the first damaged chunk.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] or [`Error::Checkpoint`].
+    pub fn verify_weights(&self, weights: &[u8]) -> Result<(), Error> {
+        match self.last.weights.first_damage(weights) {
+            Some(damage) => Err(Error::Weights(damage)),
+            None if weights.len() as u64 != self.last.weights.bytes => {
+                let (expected, found) = (self.last.weights.bytes, weights.len() as u64);
+                Err(crate::checkpoint::Error::Length { expected, found }.into())
+            }
+            None => Ok(self.layout().check(weights)?),
+        }
+    }
+
+    /// Digest of the checkpoint.
+    #[must_use]
+    pub fn weights(&self) -> Digest {
+        self.last.weights.object
+    }
+}

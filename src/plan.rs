@@ -1,0 +1,361 @@
+//! The plan of a round: what every named site approves before anything runs.
+
+use crate::ids::{Digest, RoundId, SiteId, VisitNo};
+use crate::recipe::{Method, Recipe};
+use crate::settings::{self, Problems, Table};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// Most sites of a round.
+pub const SITES_MAX: usize = 64;
+/// Most cycles of a round.
+pub const CYCLES_MAX: u32 = 100;
+/// Largest plan in canonical form.
+pub const PLAN_MAX_BYTES: usize = 64 * 1024;
+/// Format of the canonical form.
+const PLAN_VERSION: u32 = 1;
+
+/// Why canonical bytes are not a plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Not readable at all.
+    #[error("reading a plan: {0}")]
+    Malformed(String),
+    /// Readable, but not the canonical bytes of what it says.
+    #[error("the plan is not in its canonical form")]
+    NotCanonical,
+    /// Values that no round can have.
+    #[error("the plan cannot run: {}", .0.join("; "))]
+    Impossible(Vec<String>),
+}
+
+/// How the model travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Topology {
+    /// Single weight transfer: each site once, in order.
+    Swt,
+    /// Cyclic weight transfer: the order is gone through several times.
+    Cwt,
+}
+
+impl fmt::Display for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Swt => "swt",
+            Self::Cwt => "cwt",
+        })
+    }
+}
+
+impl FromStr for Topology {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "swt" => Ok(Self::Swt),
+            "cwt" => Ok(Self::Cwt),
+            _ => Err("choose `swt` (each site once) or `cwt` (cycles)".to_owned()),
+        }
+    }
+}
+
+/// What the first visit starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// A fresh model, initialised from the plan's seed.
+    Fresh,
+    /// A checkpoint that the first site has in its store.
+    Checkpoint(Digest),
+}
+
+/// A complete, resolved plan. Its canonical bytes are what everyone signs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    version: u32,
+    /// Name for people.
+    pub name: String,
+    /// How the model travels.
+    pub topology: Topology,
+    /// Sites in the order of their visits.
+    pub sites: Vec<SiteId>,
+    /// Times the order is gone through; 1 for SWT.
+    pub cycles: u32,
+    /// What the first visit starts from.
+    pub start: Start,
+    /// Seed of every random draw of the round.
+    pub seed: u64,
+    /// How each visit trains.
+    pub recipe: Recipe,
+    /// Unix time at which the plan was proposed; makes a repeated plan a round of its own.
+    pub proposed_at: u64,
+}
+
+impl Plan {
+    /// Resolves a plan from TOML; `proposed_at` is Unix time.
+    ///
+    /// # Errors
+    /// Every problem of the file, with lines.
+    pub fn from_toml(text: &str, proposed_at: u64) -> Result<Self, Problems> {
+        settings::parse("plan", text, |t| Self::from_table(t, proposed_at))
+    }
+
+    fn from_table(t: &mut Table<'_>, proposed_at: u64) -> Option<Self> {
+        let name = t.text("name");
+        let topology = t.parsed("topology");
+        let sites = t.parsed_list("sites");
+        let cycles = t.integer32("cycles", 1, CYCLES_MAX);
+        let start: Option<Digest> = t.parsed("start_checkpoint");
+        let seed = t.integer("seed", 0, i64::MAX as u64).unwrap_or(0);
+        let recipe = t.table("recipe", Recipe::from_table);
+        for (key, absent) in [
+            ("name", name.is_none()),
+            ("topology", topology.is_none()),
+            ("sites", sites.is_none()),
+            ("recipe", recipe.is_none()),
+            (
+                "cycles",
+                cycles.is_none() && topology == Some(Topology::Cwt),
+            ),
+        ] {
+            if absent && !t.was_given(key) {
+                t.missing(key);
+            }
+        }
+        let plan = Self {
+            version: PLAN_VERSION,
+            name: name?,
+            topology: topology?,
+            sites: sites?,
+            cycles: cycles.unwrap_or(1),
+            start: start.map_or(Start::Fresh, Start::Checkpoint),
+            seed,
+            recipe: recipe?,
+            proposed_at,
+        };
+        for problem in plan.problems() {
+            t.problem(problem);
+        }
+        Some(plan)
+    }
+
+    /// Everything impossible about the plan, as sentences.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        let mut list = self.recipe.problems();
+        if self.version != PLAN_VERSION {
+            list.push(format!(
+                "its format is version {}, this software reads {PLAN_VERSION}",
+                self.version
+            ));
+        }
+        if self.name.is_empty() || self.name.len() > 100 || self.name.chars().any(char::is_control)
+        {
+            list.push("`name` must have 1 to 100 printable characters".to_owned());
+        }
+        if self.sites.is_empty() || self.sites.len() > SITES_MAX {
+            list.push(format!("`sites` must name 1 to {SITES_MAX} sites"));
+        }
+        for (i, site) in self.sites.iter().enumerate() {
+            if self.sites.iter().take(i).any(|s| s == site) {
+                list.push(format!("`sites` names {site} twice"));
+            }
+        }
+        if !(1..=CYCLES_MAX).contains(&self.cycles) {
+            list.push(format!("`cycles` must lie between 1 and {CYCLES_MAX}"));
+        }
+        if self.topology == Topology::Swt && self.cycles != 1 {
+            list.push("`cycles` must be 1 with topology swt; choose cwt for more".to_owned());
+        }
+        if !matches!(self.recipe.method, Method::Tl | Method::Lwf) {
+            list.push(format!(
+                "method {} cannot run among sites; choose tl or lwf",
+                self.recipe.method
+            ));
+        }
+        list
+    }
+
+    /// The bytes that everyone signs: JSON in the order of the fields, without spaces.
+    #[must_use]
+    pub fn canonical(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads canonical bytes.
+    ///
+    /// # Errors
+    /// If they are not the canonical bytes of a plan that can run.
+    pub fn from_canonical(bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.len() > PLAN_MAX_BYTES {
+            return Err(Error::Malformed(format!(
+                "it is larger than {PLAN_MAX_BYTES} bytes"
+            )));
+        }
+        let plan: Self =
+            serde_json::from_slice(bytes).map_err(|e| Error::Malformed(e.to_string()))?;
+        if plan.canonical() != bytes {
+            return Err(Error::NotCanonical);
+        }
+        let problems = plan.problems();
+        if problems.is_empty() {
+            Ok(plan)
+        } else {
+            Err(Error::Impossible(problems))
+        }
+    }
+
+    /// The round that this plan is.
+    #[must_use]
+    pub fn round(&self) -> RoundId {
+        Digest::of(&self.canonical())
+    }
+
+    /// Digest of the recipe alone.
+    #[must_use]
+    pub fn recipe_digest(&self) -> Digest {
+        Digest::of(&serde_json::to_vec(&self.recipe).unwrap_or_default())
+    }
+
+    /// Number of visits.
+    #[must_use]
+    pub fn visit_count(&self) -> u32 {
+        u32::try_from(self.sites.len())
+            .unwrap_or(u32::MAX)
+            .saturating_mul(self.cycles)
+    }
+
+    /// The last visit.
+    #[must_use]
+    pub fn last_visit(&self) -> VisitNo {
+        VisitNo(self.visit_count())
+    }
+
+    /// Whose turn a visit is; none outside the round.
+    #[must_use]
+    pub fn site_of(&self, visit: VisitNo) -> Option<&SiteId> {
+        if visit.0 == 0 || visit > self.last_visit() || self.sites.is_empty() {
+            return None;
+        }
+        let position = usize::try_from(visit.0 - 1).ok()? % self.sites.len();
+        self.sites.get(position)
+    }
+
+    /// The cycle a visit belongs to, from 1.
+    #[must_use]
+    pub fn cycle_of(&self, visit: VisitNo) -> u32 {
+        let n = u32::try_from(self.sites.len()).unwrap_or(u32::MAX).max(1);
+        visit.0.saturating_sub(1) / n + 1
+    }
+
+    /// Seed of one visit: two visits never share their draws.
+    #[must_use]
+    pub fn visit_seed(&self, visit: VisitNo) -> u64 {
+        let digest = Digest::of(format!("{} {visit}", self.seed).as_bytes());
+        digest
+            .as_bytes()
+            .first_chunk::<8>()
+            .map_or(0, |b| u64::from_le_bytes(*b))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const THREE_SITES: &str = r#"
+name = "demo"
+topology = "cwt"
+sites = ["uker", "stanford", "usz"]
+cycles = 2
+seed = 7
+
+[recipe]
+preset = "paper"
+widths = [4, 6, 8, 12]
+epochs = 3
+"#;
+
+    #[test]
+    fn all_problems_come_together_with_lines() {
+        let text = "topology = \"ring\"\nsites = [\"uker\", \"Bad Site\"]\ncycles = 0\nwat = 1\n[recipe]\nepochs = 0\nlearning_rate = \"x\"\n";
+        let problems = Plan::from_toml(text, 1).unwrap_err();
+        let report = problems.to_string();
+        for part in [
+            "`name` is missing",
+            "line 1: `topology`: choose `swt`",
+            "line 2: `sites`: `Bad Site` is not a site id",
+            "line 3: `cycles` is 0, but must lie between 1 and 100",
+            "line 4: unknown key `wat`",
+            "line 6: `epochs` is 0, but must lie between 1 and 100000",
+            "line 7: `learning_rate` must be a number",
+        ] {
+            assert!(report.contains(part), "{part} is not in:\n{report}");
+        }
+        let swt = THREE_SITES.replace("cwt", "swt");
+        assert!(
+            Plan::from_toml(&swt, 1)
+                .unwrap_err()
+                .to_string()
+                .contains("must be 1 with topology swt")
+        );
+        let twice = THREE_SITES.replace("stanford", "uker");
+        assert!(
+            Plan::from_toml(&twice, 1)
+                .unwrap_err()
+                .to_string()
+                .contains("names uker twice")
+        );
+        let mixed = format!("{THREE_SITES}method = \"mixed\"\n");
+        assert!(
+            Plan::from_toml(&mixed, 1)
+                .unwrap_err()
+                .to_string()
+                .contains("choose tl or lwf")
+        );
+    }
+
+    #[test]
+    fn canonical_bytes_are_the_only_form() {
+        let plan = Plan::from_toml(THREE_SITES, 1).unwrap();
+        let bytes = plan.canonical();
+        let spaced = String::from_utf8(bytes.clone()).unwrap().replace(',', ", ");
+        assert_eq!(
+            Plan::from_canonical(spaced.as_bytes()),
+            Err(Error::NotCanonical)
+        );
+        for cut in 0..bytes.len() {
+            assert!(Plan::from_canonical(&bytes[..cut]).is_err());
+        }
+        assert_eq!(Plan::from_canonical(&bytes), Ok(plan.clone()));
+        assert_ne!(
+            Plan {
+                cycles: 3,
+                ..plan.clone()
+            }
+            .round(),
+            plan.round()
+        );
+    }
+
+    #[test]
+    fn visits_go_round() {
+        let plan = Plan::from_toml(THREE_SITES, 1).unwrap();
+        let order: Vec<_> = (1..=6)
+            .map(|v| plan.site_of(VisitNo(v)).unwrap().as_str())
+            .collect();
+        assert_eq!(
+            order,
+            ["uker", "stanford", "usz", "uker", "stanford", "usz"]
+        );
+        assert_eq!(
+            (plan.cycle_of(VisitNo(3)), plan.cycle_of(VisitNo(4))),
+            (1, 2)
+        );
+        assert!(plan.site_of(VisitNo(0)).is_none() && plan.site_of(VisitNo(7)).is_none());
+        assert_ne!(plan.visit_seed(VisitNo(1)), plan.visit_seed(VisitNo(2)));
+    }
+}

@@ -1,0 +1,21 @@
+//! The round: a pure state machine that every site runs for itself.
+//!
+//! What happens is told in signed [`Receipt`]s, which every site of a round gets from every other.
+//! A site's state is what its journal of [`Event`]s says, so replay is the only way state comes to be.
+//! [`step`] adopts one event; [`SiteState::effects`] computes what is outstanding. Effects are derived
+//! from state, never remembered: after a crash they are simply computed again.
+
+mod effect;
+mod event;
+pub mod receipt;
+mod state;
+mod step;
+
+pub use effect::Effect;
+pub use event::Event;
+pub use receipt::{Receipt, ReceiptBody, StallReason};
+pub use state::{Round, RoundPhase, SiteState, Visit, VisitPhase};
+pub use step::{OPEN_ROUNDS_MAX, RECEIPTS_MAX, Refusal, step};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,37 @@
+//! What a site's state asks its daemon to do.
+
+use crate::ids::{Digest, RoundId, SiteId, VisitNo};
+
+/// One outstanding action. Doing it twice does no harm; it stays outstanding until an event ends it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effect {
+    /// Deliver this site's receipts of `round` from number `from` on. Ends with `Event::Delivered`.
+    DeliverReceipts {
+        /// The round.
+        round: RoundId,
+        /// To whom.
+        to: SiteId,
+        /// First number the peer does not have.
+        from: u32,
+    },
+    /// Hand the checkpoint of `visit` to `to`. Ends with that site's receipt `Received`.
+    HandOver {
+        /// The round.
+        round: RoundId,
+        /// Visit that made the checkpoint.
+        visit: VisitNo,
+        /// The checkpoint.
+        weights: Digest,
+        /// To whom.
+        to: SiteId,
+    },
+    /// Train `visit`. Ends with this site's receipt `Contributed`.
+    Train {
+        /// The round.
+        round: RoundId,
+        /// The visit.
+        visit: VisitNo,
+        /// What to start from; none for a fresh model.
+        received: Option<Digest>,
+    },
+}

@@ -1,0 +1,297 @@
+//! A site's state: its roster and what it knows of every round.
+
+use super::effect::Effect;
+use super::receipt::StallReason;
+use crate::envelope::Envelope;
+use crate::ids::{Digest, RoundId, SiteId, VisitNo};
+use crate::manifest::Manifest;
+use crate::passport::Passport;
+use crate::plan::{Plan, Start};
+use crate::trust::{Roster, SiteCard};
+use std::collections::BTreeMap;
+
+/// Everything a site knows; the result of replaying its journal.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SiteState {
+    pub(super) own: Option<SiteCard>,
+    pub(super) roster: Roster,
+    pub(super) rounds: BTreeMap<RoundId, Round>,
+}
+
+/// Where a round stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoundPhase {
+    /// Some sites have not approved yet.
+    Proposed,
+    /// All approved; nobody started it yet.
+    Approved,
+    /// Under way.
+    Running,
+    /// Every visit contributed and every site has the final model.
+    Finished,
+}
+
+/// Where a visit stands. Registered, approved, training and contributed are different things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum VisitPhase {
+    /// In the plan.
+    Registered,
+    /// Its site approved the plan.
+    Approved,
+    /// Its site says that it trains.
+    Training,
+    /// Its site signed a manifest.
+    Contributed,
+    /// The next site (every site, for the last visit) has the checkpoint.
+    HandedOver,
+}
+
+/// What is known of one visit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Visit {
+    /// Its number.
+    pub number: VisitNo,
+    /// Whether its site says that it trains.
+    pub training: bool,
+    /// Why it stalls, if it does.
+    pub stalled: Option<StallReason>,
+    /// Its result.
+    pub contribution: Option<(Manifest, Envelope)>,
+    /// What each other site says that it received as this visit's checkpoint.
+    pub received_by: BTreeMap<SiteId, Digest>,
+}
+
+impl Visit {
+    /// Digest of its checkpoint, once its site contributed.
+    #[must_use]
+    pub fn weights(&self) -> Option<Digest> {
+        self.contribution
+            .as_ref()
+            .map(|(manifest, _)| manifest.weights.object)
+    }
+
+    /// Whether `site` received exactly the checkpoint that was contributed.
+    #[must_use]
+    pub fn is_held_by(&self, site: &SiteId) -> bool {
+        self.received_by
+            .get(site)
+            .is_some_and(|held| Some(*held) == self.weights())
+    }
+}
+
+/// What a site knows of one round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Round {
+    /// The plan.
+    pub plan: Plan,
+    /// Each site's receipts in order; the round's history.
+    pub receipts: BTreeMap<SiteId, Vec<Envelope>>,
+    /// Approvals by site.
+    pub approvals: BTreeMap<SiteId, Envelope>,
+    /// Whether a site started it.
+    pub started: bool,
+    /// The visits in order.
+    pub visits: Vec<Visit>,
+    /// Number of the last own receipt that each peer has.
+    pub delivered: BTreeMap<SiteId, u32>,
+}
+
+impl SiteState {
+    /// This site's own card; none before the first event.
+    #[must_use]
+    pub fn own(&self) -> Option<&SiteCard> {
+        self.own.as_ref()
+    }
+
+    /// Pinned keys, this site's own among them.
+    #[must_use]
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// The rounds this site takes part in.
+    #[must_use]
+    pub fn rounds(&self) -> &BTreeMap<RoundId, Round> {
+        &self.rounds
+    }
+
+    /// Everything that is outstanding, in a stable order.
+    #[must_use]
+    pub fn effects(&self) -> Vec<Effect> {
+        let Some(own) = &self.own else {
+            return Vec::new();
+        };
+        let mut effects = Vec::new();
+        for (id, round) in &self.rounds {
+            round.effects(*id, &own.site, &self.roster, &mut effects);
+        }
+        effects
+    }
+}
+
+impl Round {
+    pub(super) fn new(plan: Plan) -> Self {
+        let visits = (1..=plan.visit_count())
+            .map(|n| Visit {
+                number: VisitNo(n),
+                training: false,
+                stalled: None,
+                contribution: None,
+                received_by: BTreeMap::new(),
+            })
+            .collect();
+        Self {
+            plan,
+            receipts: BTreeMap::new(),
+            approvals: BTreeMap::new(),
+            started: false,
+            visits,
+            delivered: BTreeMap::new(),
+        }
+    }
+
+    /// Where the round stands.
+    #[must_use]
+    pub fn phase(&self) -> RoundPhase {
+        if self.approvals.len() < self.plan.sites.len() {
+            RoundPhase::Proposed
+        } else if !self.started {
+            RoundPhase::Approved
+        } else if self
+            .visits
+            .iter()
+            .all(|v| self.visit_phase(v) == VisitPhase::HandedOver)
+        {
+            RoundPhase::Finished
+        } else {
+            RoundPhase::Running
+        }
+    }
+
+    /// Where a visit stands.
+    #[must_use]
+    pub fn visit_phase(&self, visit: &Visit) -> VisitPhase {
+        let site = self.plan.site_of(visit.number);
+        if visit.contribution.is_some() {
+            let done = self.recipients(visit.number).all(|to| visit.is_held_by(to));
+            if done {
+                VisitPhase::HandedOver
+            } else {
+                VisitPhase::Contributed
+            }
+        } else if visit.training {
+            VisitPhase::Training
+        } else if site.is_some_and(|s| self.approvals.contains_key(s)) {
+            VisitPhase::Approved
+        } else {
+            VisitPhase::Registered
+        }
+    }
+
+    /// The visit of that number.
+    #[must_use]
+    pub fn visit(&self, number: VisitNo) -> Option<&Visit> {
+        self.visits
+            .get(usize::try_from(number.0).ok()?.checked_sub(1)?)
+    }
+
+    pub(super) fn visit_mut(&mut self, number: VisitNo) -> Option<&mut Visit> {
+        self.visits
+            .get_mut(usize::try_from(number.0).ok()?.checked_sub(1)?)
+    }
+
+    /// Sites that a visit's checkpoint must reach: the next one, or every other after the last visit.
+    pub fn recipients(&self, visit: VisitNo) -> impl Iterator<Item = &SiteId> {
+        let own = self.plan.site_of(visit);
+        let next = self.plan.site_of(visit.next());
+        let last = visit == self.plan.last_visit();
+        self.plan
+            .sites
+            .iter()
+            .filter(move |s| Some(*s) != own && (last || Some(*s) == next))
+    }
+
+    /// The manifest of `visit`, once its site contributed.
+    #[must_use]
+    pub fn manifest(&self, visit: VisitNo) -> Option<&Manifest> {
+        Some(&self.visit(visit)?.contribution.as_ref()?.0)
+    }
+
+    /// The passport of the checkpoint of `visit`; none while a hop before it is not known here.
+    #[must_use]
+    pub fn passport(&self, visit: VisitNo) -> Option<Passport> {
+        let hop = |n| Some(self.visit(VisitNo(n))?.contribution.as_ref()?.1.clone());
+        let manifests = (1..=visit.0).map(hop).collect::<Option<Vec<_>>>()?;
+        let approvals = self.approvals.values().cloned().collect();
+        Some(Passport::new(&self.plan, approvals, manifests))
+    }
+
+    fn effects(&self, id: RoundId, own: &SiteId, roster: &Roster, out: &mut Vec<Effect>) {
+        let made = self
+            .receipts
+            .get(own)
+            .map_or(0, |r| u32::try_from(r.len()).unwrap_or(u32::MAX));
+        for to in self
+            .plan
+            .sites
+            .iter()
+            .filter(|s| *s != own && roster.trusted(s).is_ok())
+        {
+            let have = self.delivered.get(to).copied().unwrap_or(0);
+            if have < made {
+                out.push(Effect::DeliverReceipts {
+                    round: id,
+                    to: to.clone(),
+                    from: have + 1,
+                });
+            }
+        }
+        if !matches!(self.phase(), RoundPhase::Running) {
+            return;
+        }
+        for visit in self
+            .visits
+            .iter()
+            .filter(|v| self.plan.site_of(v.number) == Some(own))
+        {
+            match visit.weights() {
+                Some(weights) => {
+                    let to = self
+                        .recipients(visit.number)
+                        .filter(|to| !visit.is_held_by(to));
+                    out.extend(to.filter(|to| roster.trusted(to).is_ok()).map(|to| {
+                        Effect::HandOver {
+                            round: id,
+                            visit: visit.number,
+                            weights,
+                            to: to.clone(),
+                        }
+                    }));
+                }
+                None => {
+                    if let Some(received) = self.input_of(visit.number, own) {
+                        out.push(Effect::Train {
+                            round: id,
+                            visit: visit.number,
+                            received,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// What `own` starts `visit` from, if it is this visit's turn and the checkpoint is here.
+    fn input_of(&self, visit: VisitNo, own: &SiteId) -> Option<Option<Digest>> {
+        let Some(previous) = visit.previous() else {
+            return Some(match self.plan.start {
+                Start::Fresh => None,
+                Start::Checkpoint(digest) => Some(digest),
+            });
+        };
+        let before = self.visit(previous)?;
+        let weights = before.weights()?;
+        let here = self.plan.site_of(previous) == Some(own) || before.is_held_by(own);
+        here.then_some(Some(weights))
+    }
+}

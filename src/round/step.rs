@@ -1,0 +1,316 @@
+//! Adopting one event.
+
+use super::event::Event;
+use super::receipt::{Receipt, ReceiptBody};
+use super::state::{Round, RoundPhase, SiteState};
+use crate::envelope::{self, Envelope};
+use crate::ids::{RoundId, SiteId, VisitNo};
+use crate::manifest::{self, Manifest};
+use crate::passport::{self, verify_hop};
+use crate::plan::{self, Plan};
+use crate::trust::{self, SiteCard};
+
+/// Rounds that a site keeps open at most, so that a peer cannot fill its journal with plans.
+pub const OPEN_ROUNDS_MAX: usize = 64;
+/// Receipts that one site may make in one round, so that a peer cannot fill a journal.
+pub const RECEIPTS_MAX: usize = 10_000;
+
+/// Why an event was not adopted; nothing changed then.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// The journal has no owner yet, or a second one.
+    #[error("the journal must begin with the site's own card, once")]
+    Owner,
+    /// Card or roster.
+    #[error(transparent)]
+    Trust(#[from] trust::Error),
+    /// Envelope or signature.
+    #[error(transparent)]
+    Envelope(#[from] envelope::Error),
+    /// Plan.
+    #[error(transparent)]
+    Plan(#[from] plan::Error),
+    /// A manifest that does not follow from the plan.
+    #[error(transparent)]
+    Hop(#[from] passport::Error),
+    /// A manifest that cannot be read.
+    #[error(transparent)]
+    Manifest(#[from] manifest::Error),
+    /// The round is not known here; its plan may still be on the way.
+    #[error("round {} is not known here", .0.short())]
+    UnknownRound(RoundId),
+    /// The site is not part of the round.
+    #[error("{site} takes no part in round {}", round.short())]
+    NotInRound {
+        /// The site.
+        site: SiteId,
+        /// The round.
+        round: RoundId,
+    },
+    /// Receipts must be told in order.
+    #[error("receipt {found} of {site} came, but {expected} is next")]
+    Order {
+        /// Whose receipt.
+        site: SiteId,
+        /// The next number.
+        expected: u32,
+        /// The number that came.
+        found: u32,
+    },
+    /// A second, different statement where there can be one.
+    #[error(
+        "{0} said something else before: the contradiction is refused and kept out of the journal"
+    )]
+    Contradiction(SiteId),
+    /// The hop before is not known here yet.
+    #[error("the manifest of visit {0} is not known here yet")]
+    Gap(VisitNo),
+    /// Too much.
+    #[error("{0}")]
+    Limit(&'static str),
+    /// Not possible where the round stands.
+    #[error("{0}")]
+    Phase(&'static str),
+}
+
+/// Adopts `event`, or says why not. An event that is known already changes nothing and is accepted.
+///
+/// # Errors
+/// The [`Refusal`]; the state is unchanged then.
+pub fn step(state: &SiteState, event: &Event) -> Result<SiteState, Refusal> {
+    let mut next = state.clone();
+    match event {
+        Event::SiteOpened { card } => {
+            let card = SiteCard::open(card)?;
+            // A renewed card of the same site replaces its own entry.
+            match &next.own {
+                Some(own) if own.site != card.site || own.signing_key != card.signing_key => {
+                    return Err(Refusal::Owner);
+                }
+                Some(_) => next.roster.revoke(&card.site)?,
+                None => {}
+            }
+            next.roster.add(card.clone())?;
+            next.own = Some(card);
+        }
+        Event::PeerAdded { card } => {
+            let card = SiteCard::open(card)?;
+            if own_site(&next)? == card.site {
+                return Err(Refusal::Phase(
+                    "this is the site's own card; add the card of another site",
+                ));
+            }
+            next.roster.add(card)?;
+        }
+        Event::PeerRevoked { site } => {
+            if own_site(&next)? == *site {
+                return Err(Refusal::Phase("a site cannot revoke itself"));
+            }
+            next.roster.revoke(site)?;
+        }
+        Event::Receipt { receipt } => adopt_receipt(&mut next, receipt)?,
+        Event::Manifest { round, manifest } => adopt_manifest(&mut next, *round, manifest)?,
+        Event::Delivered { round, to, number } => {
+            let own = own_site(&next)?;
+            let known = round_mut(&mut next, *round)?;
+            let made = known.receipts.get(&own).map_or(0, Vec::len);
+            if !known.plan.sites.contains(to) || *number as usize > made {
+                return Err(Refusal::Phase(
+                    "a delivery of receipts that were never made",
+                ));
+            }
+            let have = known.delivered.entry(to.clone()).or_default();
+            *have = (*have).max(*number);
+        }
+    }
+    Ok(next)
+}
+
+fn own_site(state: &SiteState) -> Result<SiteId, Refusal> {
+    state
+        .own
+        .as_ref()
+        .map(|card| card.site.clone())
+        .ok_or(Refusal::Owner)
+}
+
+fn round_mut(state: &mut SiteState, round: RoundId) -> Result<&mut Round, Refusal> {
+    state
+        .rounds
+        .get_mut(&round)
+        .ok_or(Refusal::UnknownRound(round))
+}
+
+fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refusal> {
+    let own = own_site(state)?;
+    let claimed = Receipt::unverified(envelope)?;
+    let key = state.roster.trusted(&claimed.site)?.signing_key;
+    let receipt = Receipt::open(envelope, &key)?;
+    let Receipt {
+        round: id,
+        site,
+        number,
+        body,
+        ..
+    } = receipt;
+    if let ReceiptBody::Proposed { plan } = &body {
+        propose(state, id, &site, plan, &own)?;
+    }
+    let roster = state.roster.clone();
+    let round = state.rounds.get_mut(&id).ok_or(Refusal::UnknownRound(id))?;
+    if !round.plan.sites.contains(&site) {
+        return Err(Refusal::NotInRound { site, round: id });
+    }
+    let told = round.receipts.entry(site.clone()).or_default();
+    if let Some(known) = (number as usize).checked_sub(1).and_then(|i| told.get(i)) {
+        // ECDSA signatures differ each time, so what was said is compared, not its signature.
+        let same = known.payload_digest() == envelope.payload_digest();
+        return if same {
+            Ok(())
+        } else {
+            Err(Refusal::Contradiction(site))
+        };
+    }
+    let expected = u32::try_from(told.len())
+        .unwrap_or(u32::MAX)
+        .saturating_add(1);
+    if number != expected {
+        return Err(Refusal::Order {
+            site,
+            expected,
+            found: number,
+        });
+    }
+    if told.len() >= RECEIPTS_MAX {
+        return Err(Refusal::Limit("a site made too many receipts in one round"));
+    }
+    match body {
+        ReceiptBody::Proposed { .. } => {}
+        ReceiptBody::Approved => {
+            round.approvals.insert(site.clone(), envelope.clone());
+        }
+        ReceiptBody::Started => {
+            if site == own && round.phase() == RoundPhase::Proposed {
+                return Err(Refusal::Phase("not every site of the plan has approved it"));
+            }
+            round.started = true;
+        }
+        ReceiptBody::Received { visit, weights } => {
+            let visit = known_visit(round, visit)?;
+            let held = visit.received_by.entry(site.clone()).or_insert(weights);
+            if *held != weights {
+                return Err(Refusal::Contradiction(site));
+            }
+        }
+        ReceiptBody::Training { visit } => {
+            let visit = turn_of(round, visit, &site)?;
+            visit.training = true;
+            visit.stalled = None;
+        }
+        ReceiptBody::Stalled { visit, reason } => {
+            turn_of(round, visit, &site)?.stalled = Some(reason);
+        }
+        ReceiptBody::Contributed { manifest } => {
+            let claimed = Manifest::unverified(&manifest)?;
+            if claimed.site != site {
+                return Err(Refusal::NotInRound { site, round: id });
+            }
+            contribute(round, &manifest, claimed.visit, &roster)?;
+        }
+    }
+    round
+        .receipts
+        .entry(site)
+        .or_default()
+        .push(envelope.clone());
+    Ok(())
+}
+
+fn propose(
+    state: &mut SiteState,
+    id: RoundId,
+    by: &SiteId,
+    plan: &str,
+    own: &SiteId,
+) -> Result<(), Refusal> {
+    if state.rounds.contains_key(&id) {
+        return Ok(());
+    }
+    let plan = Plan::from_canonical(plan.as_bytes())?;
+    if plan.round() != id {
+        return Err(Refusal::Phase("the round is not named after its plan"));
+    }
+    for site in [by, own] {
+        if !plan.sites.contains(site) {
+            return Err(Refusal::NotInRound {
+                site: site.clone(),
+                round: id,
+            });
+        }
+    }
+    for site in &plan.sites {
+        state.roster.trusted(site)?;
+    }
+    let open = state
+        .rounds
+        .values()
+        .filter(|r| r.phase() != RoundPhase::Finished)
+        .count();
+    if open >= OPEN_ROUNDS_MAX {
+        return Err(Refusal::Limit("too many open rounds at this site"));
+    }
+    state.rounds.insert(id, Round::new(plan));
+    Ok(())
+}
+
+fn adopt_manifest(state: &mut SiteState, id: RoundId, envelope: &Envelope) -> Result<(), Refusal> {
+    let roster = state.roster.clone();
+    let claimed = Manifest::unverified(envelope)?;
+    contribute(round_mut(state, id)?, envelope, claimed.visit, &roster)
+}
+
+/// Records a visit's result once; the same again changes nothing, another one is a contradiction.
+fn contribute(
+    round: &mut Round,
+    envelope: &Envelope,
+    visit: VisitNo,
+    roster: &trust::Roster,
+) -> Result<(), Refusal> {
+    let previous = match visit.previous() {
+        Some(before) => Some(
+            round
+                .manifest(before)
+                .cloned()
+                .ok_or(Refusal::Gap(before))?,
+        ),
+        None => None,
+    };
+    let manifest = verify_hop(&round.plan, previous.as_ref(), visit, envelope, roster)?;
+    let visit = known_visit(round, visit)?;
+    match &visit.contribution {
+        Some((_, known)) if known.payload_digest() == envelope.payload_digest() => Ok(()),
+        Some(_) => Err(Refusal::Contradiction(manifest.site)),
+        None => {
+            visit.contribution = Some((manifest, envelope.clone()));
+            visit.stalled = None;
+            Ok(())
+        }
+    }
+}
+
+fn known_visit(round: &mut Round, visit: VisitNo) -> Result<&mut super::Visit, Refusal> {
+    round
+        .visit_mut(visit)
+        .ok_or(Refusal::Phase("the plan has no such visit"))
+}
+
+fn turn_of<'r>(
+    round: &'r mut Round,
+    visit: VisitNo,
+    site: &SiteId,
+) -> Result<&'r mut super::Visit, Refusal> {
+    if round.plan.site_of(visit) != Some(site) {
+        return Err(Refusal::Phase("it is not this site's turn in that visit"));
+    }
+    known_visit(round, visit)
+}

@@ -1,0 +1,404 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::envelope::{Envelope, SigningKey};
+use crate::ids::{Digest, RoundId, SiteId, VisitNo};
+use crate::journal::{Record, Replay, Tip};
+use crate::manifest::{Counts, Manifest, Validation};
+use crate::passport;
+use crate::plan::Plan;
+use crate::transfer::ChunkTable;
+use crate::trust;
+use std::collections::BTreeMap;
+
+/// A site with its journal; effects are carried out by the tests' own hands.
+struct Site {
+    id: SiteId,
+    key: SigningKey,
+    state: SiteState,
+    records: Vec<Record>,
+}
+
+impl Site {
+    fn adopt(&mut self, event: &Event) -> Result<(), Refusal> {
+        self.state = step(&self.state, event)?;
+        let tip = self.records.last().map_or(Tip::EMPTY, Record::tip);
+        self.records.push(Record::next(tip, event).unwrap());
+        Ok(())
+    }
+
+    fn receipt(&self, round: RoundId, body: ReceiptBody) -> Envelope {
+        let told = self
+            .state
+            .rounds()
+            .get(&round)
+            .and_then(|r| r.receipts.get(&self.id));
+        let number = u32::try_from(told.map_or(0, Vec::len)).unwrap() + 1;
+        let site = self.id.clone();
+        Receipt {
+            round,
+            site,
+            number,
+            at: 1,
+            body,
+        }
+        .sign(&self.key)
+        .unwrap()
+    }
+
+    fn tell(&mut self, round: RoundId, body: ReceiptBody) -> Result<(), Refusal> {
+        let receipt = self.receipt(round, body);
+        self.adopt(&Event::Receipt { receipt })
+    }
+
+    fn manifest(&self, round: RoundId, visit: VisitNo, parent: Option<Digest>) -> Manifest {
+        let plan = &self.state.rounds()[&round].plan;
+        let layout = crate::checkpoint::Layout::new(&plan.recipe.architecture, false);
+        let mut weights = layout.header().to_vec();
+        weights.resize(
+            usize::try_from(layout.len()).unwrap(),
+            u8::try_from(visit.0).unwrap(),
+        );
+        Manifest {
+            round,
+            cycle: plan.cycle_of(visit),
+            visit,
+            site: self.id.clone(),
+            parent,
+            weights: ChunkTable::of(&weights),
+            architecture: plan.recipe.architecture,
+            recipe: plan.recipe_digest(),
+            software: "rondo test".to_owned(),
+            counts: Counts::default(),
+            validation: Validation {
+                received_dice: Some(0.25),
+                trained_dice: None,
+            },
+            filters: vec![],
+            signed_at: 5,
+        }
+    }
+}
+
+fn sites() -> BTreeMap<SiteId, Site> {
+    let keys: Vec<SigningKey> = (0..3)
+        .map(|_| SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap())
+        .collect();
+    let names = ["uker", "stanford", "usz"];
+    let cards: Vec<Envelope> = names
+        .iter()
+        .zip(&keys)
+        .map(|(name, key)| trust::tests::card(name, key).sign(key).unwrap())
+        .collect();
+    let mut sites = BTreeMap::new();
+    for (i, key) in keys.into_iter().enumerate() {
+        let id: SiteId = names[i].parse().unwrap();
+        let mut site = Site {
+            id: id.clone(),
+            key,
+            state: SiteState::default(),
+            records: vec![],
+        };
+        site.adopt(&Event::SiteOpened {
+            card: cards[i].clone(),
+        })
+        .unwrap();
+        for card in cards
+            .iter()
+            .enumerate()
+            .filter(|(j, _)| *j != i)
+            .map(|(_, c)| c)
+        {
+            site.adopt(&Event::PeerAdded { card: card.clone() })
+                .unwrap();
+        }
+        sites.insert(id, site);
+    }
+    sites
+}
+
+fn plan() -> Plan {
+    Plan::from_toml(crate::plan::tests::THREE_SITES, 1).unwrap()
+}
+
+/// Carries out every outstanding effect of every site once, and says how many there were.
+fn turn(sites: &mut BTreeMap<SiteId, Site>) -> usize {
+    let todo: Vec<(SiteId, Effect)> = sites
+        .iter()
+        .flat_map(|(id, s)| s.state.effects().into_iter().map(|e| (id.clone(), e)))
+        .collect();
+    for (at, effect) in &todo {
+        match effect {
+            Effect::DeliverReceipts { round, to, .. } => {
+                let told = sites[at].state.rounds()[round].receipts[at].clone();
+                let number = u32::try_from(told.len()).unwrap();
+                // Every receipt is sent twice: duplicates must do no harm.
+                let ok = told.iter().chain(&told).all(|receipt| {
+                    let event = Event::Receipt {
+                        receipt: receipt.clone(),
+                    };
+                    sites.get_mut(to).unwrap().adopt(&event).is_ok()
+                });
+                if ok {
+                    let event = Event::Delivered {
+                        round: *round,
+                        to: to.clone(),
+                        number,
+                    };
+                    sites.get_mut(at).unwrap().adopt(&event).unwrap();
+                }
+            }
+            Effect::Train {
+                round,
+                visit,
+                received,
+            } => {
+                let site = sites.get_mut(at).unwrap();
+                site.tell(*round, ReceiptBody::Training { visit: *visit })
+                    .unwrap();
+                let manifest = site
+                    .manifest(*round, *visit, *received)
+                    .sign(&site.key)
+                    .unwrap();
+                site.tell(*round, ReceiptBody::Contributed { manifest })
+                    .unwrap();
+            }
+            Effect::HandOver {
+                round,
+                visit,
+                weights,
+                to,
+            } => {
+                let passport = sites[at].state.rounds()[round].passport(*visit).unwrap();
+                let receiver = sites.get_mut(to).unwrap();
+                let verified = passport.verify(receiver.state.roster()).unwrap();
+                assert_eq!(verified.weights(), *weights);
+                for manifest in passport.manifests {
+                    receiver
+                        .adopt(&Event::Manifest {
+                            round: *round,
+                            manifest,
+                        })
+                        .unwrap();
+                }
+                let body = ReceiptBody::Received {
+                    visit: *visit,
+                    weights: *weights,
+                };
+                if !receiver.state.rounds()[round]
+                    .visit(*visit)
+                    .unwrap()
+                    .is_held_by(to)
+                {
+                    receiver.tell(*round, body).unwrap();
+                }
+            }
+        }
+    }
+    todo.len()
+}
+
+fn proposed(sites: &mut BTreeMap<SiteId, Site>) -> RoundId {
+    let plan = plan();
+    let text = String::from_utf8(plan.canonical()).unwrap();
+    let uker = sites.get_mut(&"uker".parse().unwrap()).unwrap();
+    uker.tell(plan.round(), ReceiptBody::Proposed { plan: text })
+        .unwrap();
+    while turn(sites) > 0 {}
+    plan.round()
+}
+
+#[test]
+fn a_round_ends_with_the_same_history_everywhere() {
+    let mut sites = sites();
+    let round = proposed(&mut sites);
+    let ids: Vec<SiteId> = sites.keys().cloned().collect();
+    for id in &ids {
+        let site = sites.get_mut(id).unwrap();
+        assert!(
+            site.tell(round, ReceiptBody::Started).is_err(),
+            "not everyone approved"
+        );
+        site.tell(round, ReceiptBody::Approved).unwrap();
+    }
+    while turn(&mut sites) > 0 {}
+    sites
+        .get_mut(&ids[0])
+        .unwrap()
+        .tell(round, ReceiptBody::Started)
+        .unwrap();
+    let mut turns = 0;
+    while turn(&mut sites) > 0 {
+        turns += 1;
+        assert!(turns < 100, "the round does not end");
+    }
+    let history = &sites[&ids[0]].state.rounds()[&round];
+    assert_eq!(history.phase(), RoundPhase::Finished);
+    let passport = history.passport(VisitNo(6)).unwrap();
+    assert_eq!(
+        passport
+            .verify(sites[&ids[1]].state.roster())
+            .unwrap()
+            .hops()
+            .len(),
+        6
+    );
+    for site in sites.values() {
+        let round = &site.state.rounds()[&round];
+        assert_eq!(round.receipts, history.receipts, "{}", site.id);
+        assert_eq!(round.visits, history.visits);
+        let mut replay = Replay::default();
+        for record in &site.records {
+            replay.adopt(record).unwrap();
+        }
+        assert_eq!(
+            replay.finish().0,
+            site.state,
+            "replay differs at {}",
+            site.id
+        );
+    }
+}
+
+#[test]
+fn a_passport_with_any_wrong_hop_is_refused_with_its_reason() {
+    let mut sites = sites();
+    let round = proposed(&mut sites);
+    for site in sites.values_mut() {
+        site.tell(round, ReceiptBody::Approved).unwrap();
+    }
+    while turn(&mut sites) > 0 {}
+    let uker: SiteId = "uker".parse().unwrap();
+    sites
+        .get_mut(&uker)
+        .unwrap()
+        .tell(round, ReceiptBody::Started)
+        .unwrap();
+    while turn(&mut sites) > 0 {}
+    let roster = sites[&uker].state.roster().clone();
+    let good = sites[&uker].state.rounds()[&round]
+        .passport(VisitNo(4))
+        .unwrap();
+    let code = |p: &passport::Passport| p.verify(&roster).unwrap_err().code();
+
+    let mut swapped = good.clone();
+    swapped.manifests.swap(1, 2);
+    assert_eq!(code(&swapped), "passport-signature");
+    let mut missing = good.clone();
+    missing.manifests.remove(0);
+    assert_eq!(code(&missing), "passport-signature");
+    let mut parent = good.clone();
+    let site = &sites[&uker];
+    let foreign = site.manifest(round, VisitNo(4), Some(Digest::of(b"other")));
+    parent.manifests[3] = foreign.sign(&site.key).unwrap();
+    assert_eq!(code(&parent), "passport-chain");
+    let mut unapproved = good.clone();
+    unapproved.approvals[1] = unapproved.approvals[0].clone();
+    assert_eq!(code(&unapproved), "passport-approval");
+    let mut empty = good.clone();
+    empty.manifests.clear();
+    assert_eq!(code(&empty), "passport-hops");
+    let mut revoked = roster.clone();
+    revoked.revoke(&"usz".parse().unwrap()).unwrap();
+    assert_eq!(
+        good.verify(&revoked).unwrap_err().code(),
+        "passport-signer-revoked"
+    );
+    let verified = good.verify(&roster).unwrap();
+    assert_eq!(
+        verified.verify_weights(b"short").unwrap_err().code(),
+        "weights-damaged"
+    );
+}
+
+#[test]
+fn lies_and_repeats_leave_no_trace() {
+    let mut sites = sites();
+    let round = proposed(&mut sites);
+    let [stanford, uker, usz] = ["stanford", "uker", "usz"].map(|s| s.parse::<SiteId>().unwrap());
+    let mut target = sites.remove(&uker).unwrap();
+    let before = target.state.clone();
+    let liar = &sites[&usz];
+
+    let sign = |site: &SiteId, number, body| {
+        let receipt = Receipt {
+            round,
+            site: site.clone(),
+            number,
+            at: 1,
+            body,
+        };
+        Event::Receipt {
+            receipt: receipt.sign(&liar.key).unwrap(),
+        }
+    };
+    let forged = sign(&stanford, 1, ReceiptBody::Approved);
+    assert!(matches!(target.adopt(&forged), Err(Refusal::Envelope(_))));
+    let early = sign(&usz, 2, ReceiptBody::Approved);
+    assert!(matches!(
+        target.adopt(&early),
+        Err(Refusal::Order {
+            expected: 1,
+            found: 2,
+            ..
+        })
+    ));
+    let not_its_turn = sign(&usz, 1, ReceiptBody::Training { visit: VisitNo(1) });
+    assert!(matches!(
+        target.adopt(&not_its_turn),
+        Err(Refusal::Phase(_))
+    ));
+    let beyond = ReceiptBody::Received {
+        visit: VisitNo(7),
+        weights: Digest::of(b""),
+    };
+    assert!(matches!(
+        target.adopt(&sign(&usz, 1, beyond)),
+        Err(Refusal::Phase(_))
+    ));
+    let manifest = liar
+        .manifest(round, VisitNo(3), None)
+        .sign(&liar.key)
+        .unwrap();
+    let ahead = sign(&usz, 1, ReceiptBody::Contributed { manifest });
+    assert_eq!(target.adopt(&ahead), Err(Refusal::Gap(VisitNo(2))));
+    assert_eq!(target.state, before);
+
+    target.adopt(&sign(&usz, 1, ReceiptBody::Approved)).unwrap();
+    let after = target.state.clone();
+    target.adopt(&sign(&usz, 1, ReceiptBody::Approved)).unwrap();
+    assert_eq!(target.state, after);
+    let contradiction = sign(&usz, 1, ReceiptBody::Started);
+    assert_eq!(
+        target.adopt(&contradiction),
+        Err(Refusal::Contradiction(usz))
+    );
+}
+
+#[test]
+fn a_damaged_journal_names_the_place() {
+    let mut sites = sites();
+    proposed(&mut sites);
+    let site = sites.remove(&"uker".parse().unwrap()).unwrap();
+    let replay = |records: &[Record]| {
+        let mut replay = Replay::default();
+        records.iter().try_for_each(|r| replay.adopt(r))
+    };
+    use crate::journal::Error;
+    for i in 0..site.records.len() {
+        let number = i as u64 + 1;
+        let mut changed = site.records.clone();
+        changed[i].payload[0] ^= 1;
+        assert_eq!(replay(&changed), Err(Error::Chain(number)));
+        let mut removed = site.records.clone();
+        removed.remove(i);
+        if i + 1 < site.records.len() {
+            let missing = Error::Missing {
+                expected: number,
+                found: number + 1,
+            };
+            assert_eq!(replay(&removed), Err(missing));
+        }
+    }
+    assert_eq!(replay(&site.records), Ok(()));
+}
