@@ -1,0 +1,84 @@
+# Rondo. `make help` lists what can be made; `make demo` is the place to start.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test check build bench clean-demo libtorch libtorch-cpu libtorch-cuda fmt clippy doc deny advisories unused provision-test
+
+PYTHON ?= python3
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+BIN := $(TARGET_DIR)/debug
+TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rondo/tools
+DENY := $(TOOLS)/cargo-deny-0.20.2/bin/cargo-deny
+MACHETE := $(TOOLS)/cargo-machete-0.9.2/bin/cargo-machete
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## Three centres on this machine pass a model around: set-up, round, evaluation, passport
+	$(BIN)/rondo lab demo --workdir demo
+
+clean-demo: ## Remove what `make demo` made (folder demo)
+	rm -rf demo
+
+build: libtorch ## The programs rondo, rondo-node and rondo-trainer, in target/debug
+	cargo build --locked --workspace --bins
+
+test: build provision-test ## Every test
+	@cargo test --locked --workspace --no-fail-fast 2>&1 | awk ' \
+	  { print; fflush() } \
+	  /^test result:/ { suites++; passed += $$4; failed += $$6; ignored += $$8 } \
+	  END { printf "\n%d tests passed, %d failed, %d ignored, in %d programs\n", passed, failed, ignored, suites }'
+
+check: fmt clippy doc deny advisories unused ## Format, lints, documentation, licences, layers, unused dependencies
+
+fmt:
+	cargo fmt --all --check
+
+clippy: libtorch
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+doc: libtorch
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
+
+deny: $(DENY)
+	$(DENY) --locked check bans licenses sources
+
+# Known vulnerabilities stand in a database on the network; a machine without it is told so.
+advisories: $(DENY)
+	@if timeout 120 $(DENY) --locked fetch db; then \
+	  $(DENY) --locked check --disable-fetch advisories; \
+	else \
+	  echo "advisories: NOT CHECKED, since the advisory database cannot be reached from here"; \
+	fi
+
+unused: $(MACHETE)
+	$(MACHETE)
+
+provision-test:
+	cd deploy/libtorch && $(PYTHON) -B -m unittest
+
+bench: build ## How fast this machine trains, infers and samples
+	for what in step infer sample; do $(BIN)/rondo-trainer bench $$what --json; done
+
+libtorch: ## libtorch 2.9.0 from LIBTORCH, the cache, or the network (the kit linked now, else CPU)
+	$(call provision,)
+
+libtorch-cpu: ## The CPU libraries of libtorch (500 MB)
+	$(call provision,cpu)
+
+libtorch-cuda: ## The CUDA libraries of libtorch (6 GB)
+	$(call provision,cuda)
+
+# Cargo does not see that the link leads elsewhere, so what was linked before is cleaned then.
+define provision
+	@before=$$(readlink .libtorch || true); \
+	$(PYTHON) -B deploy/libtorch/provision.py $(1) --link .libtorch; \
+	if [ -n "$$before" ] && [ "$$before" != "$$(readlink .libtorch)" ] && [ -d $(TARGET_DIR) ]; then \
+	  cargo clean --locked --quiet -p torch-sys -p burn-tch -p rondo-learn -p rondo-trainer; \
+	fi
+endef
+
+# Tools of `make check`, each built once in the user's cache. Debug builds: they take a third of the time.
+$(TOOLS)/%/bin/cargo-deny $(TOOLS)/%/bin/cargo-machete:
+	@echo "building $* once into $(TOOLS), which takes some minutes"
+	tool='$*'; env -u CARGO_TARGET_DIR cargo install --quiet --locked --debug --root $(TOOLS)/$* "$${tool%-*}@$${tool##*-}"
