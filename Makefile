@@ -41,12 +41,12 @@ doc: libtorch
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
 
 deny: $(DENY)
-	$(DENY) --locked check bans licenses sources
+	$(DENY) --locked --workspace check -A unused-wrapper bans licenses sources
 
 # Known vulnerabilities stand in a database on the network; a machine without it is told so.
 advisories: $(DENY)
 	@if timeout 120 $(DENY) --locked fetch db; then \
-	  $(DENY) --locked check --disable-fetch advisories; \
+	  $(DENY) --locked --workspace check --disable-fetch advisories; \
 	else \
 	  echo "advisories: NOT CHECKED, since the advisory database cannot be reached from here"; \
 	fi
