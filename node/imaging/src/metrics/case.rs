@@ -1,0 +1,238 @@
+//! One case: lesions, components, and who belongs to whom.
+
+use std::collections::BTreeSet;
+
+use ndarray::{Array3, s};
+
+use super::{CaseResult, LesionResult, Settings, WholeMask};
+use crate::distance;
+use crate::lesion::{Lesion, Lesions, components};
+use crate::surface::SurfaceDistances;
+
+/// Inclusive box of voxel indices.
+#[derive(Clone, Copy)]
+struct Bounds {
+    min: [usize; 3],
+    max: [usize; 3],
+}
+
+impl Bounds {
+    fn around<'a>(lesions: impl IntoIterator<Item = &'a Lesion>) -> Option<Self> {
+        lesions
+            .into_iter()
+            .map(|l| Self {
+                min: l.min,
+                max: l.max,
+            })
+            .reduce(|a, b| Self {
+                min: [0, 1, 2].map(|n| a.min[n].min(b.min[n])),
+                max: [0, 1, 2].map(|n| a.max[n].max(b.max[n])),
+            })
+    }
+
+    fn crop<T: Copy, U>(&self, array: &Array3<T>, f: impl FnMut(&T) -> U) -> Array3<U> {
+        let ([a, b, c], [x, y, z]) = (self.min, self.max);
+        array.slice(s![a..=x, b..=y, c..=z]).map(f)
+    }
+}
+
+/// Dice of two masks of the same shape (above 0 is inside). Two empty masks: 1, and true.
+pub fn dice(reference: &Array3<u8>, prediction: &Array3<u8>) -> (f64, bool) {
+    let (mut both, mut sum) = (0usize, 0usize);
+    for (r, p) in reference.iter().zip(prediction) {
+        both += usize::from(*r > 0 && *p > 0);
+        sum += usize::from(*r > 0) + usize::from(*p > 0);
+    }
+    if sum == 0 {
+        (1.0, true)
+    } else {
+        (2.0 * both as f64 / sum as f64, false)
+    }
+}
+
+/// Judges one prediction. Both masks have the same shape; above 0 is lesion.
+pub fn evaluate_case(
+    id: &str,
+    reference: &Array3<u8>,
+    prediction: &Array3<u8>,
+    spacing_mm: [f64; 3],
+    settings: &Settings,
+) -> CaseResult {
+    let lesions = components(reference, settings.connectivity);
+    let parts = components(prediction, settings.connectivity);
+    // For every component the lesions it overlaps, and for every lesion its components.
+    let mut of_part = vec![BTreeSet::new(); parts.list.len()];
+    let mut of_lesion = vec![BTreeSet::new(); lesions.list.len()];
+    for (l, p) in lesions.labels.iter().zip(&parts.labels) {
+        if *l > 0 && *p > 0 {
+            of_part[*p as usize - 1].insert(*l);
+            of_lesion[*l as usize - 1].insert(*p);
+        }
+    }
+    let owners = divide(&lesions, &parts, &of_part, spacing_mm);
+    let voxel_mm3: f64 = spacing_mm.iter().product();
+    let results: Vec<_> = (lesions.list.iter().zip(&of_lesion).zip(1u32..))
+        .map(|((lesion, touching), n)| {
+            let mut result = LesionResult {
+                volume_mm3: lesion.voxels as f64 * voxel_mm3,
+                detected: !touching.is_empty(),
+                dice: None,
+                surface_dice: None,
+                hd95_mm: None,
+                hd_mm: None,
+            };
+            let near = touching.iter().map(|p| &parts.list[*p as usize - 1]);
+            if let (true, Some(bounds)) = (result.detected, Bounds::around(near.chain([lesion]))) {
+                let own = bounds.crop(&lesions.labels, |l| u8::from(*l == n));
+                let part = bounds.crop(&owners, |owner| u8::from(*owner == n));
+                let surfaces = SurfaceDistances::new(own.view(), part.view(), spacing_mm);
+                result.dice = Some(dice(&own, &part).0);
+                result.surface_dice = surfaces.dice_at(settings.tolerance_mm);
+                result.hd95_mm = surfaces.hausdorff_mm(95.0);
+                result.hd_mm = surfaces.hausdorff_mm(100.0);
+            }
+            result
+        })
+        .collect();
+    let detected = results.iter().filter(|l| l.detected).count();
+    CaseResult {
+        id: id.to_owned(),
+        reference_lesions: results.len(),
+        predicted_components: parts.list.len(),
+        detected,
+        missed: results.len() - detected,
+        false_positives: of_part.iter().filter(|lesions| lesions.is_empty()).count(),
+        whole_mask: whole_mask(
+            reference, prediction, &lesions, &parts, spacing_mm, settings,
+        ),
+        lesions: results,
+    }
+}
+
+/// For every predicted voxel the lesion whose part it is; 0 for none.
+fn divide(
+    lesions: &Lesions,
+    parts: &Lesions,
+    of_part: &[BTreeSet<u32>],
+    spacing_mm: [f64; 3],
+) -> Array3<u32> {
+    let mut owners = parts.labels.map(|p| {
+        let of = (*p as usize).checked_sub(1).map(|p| &of_part[p]);
+        of.and_then(|lesions| lesions.first()).copied().unwrap_or(0)
+    });
+    for (n, shared) in of_part
+        .iter()
+        .enumerate()
+        .filter(|(_, lesions)| lesions.len() > 1)
+    {
+        let among = shared.iter().map(|l| &lesions.list[*l as usize - 1]);
+        let Some(bounds) = Bounds::around(among.chain([&parts.list[n]])) else {
+            continue;
+        };
+        let seeds = bounds.crop(&lesions.labels, |l| if shared.contains(l) { *l } else { 0 });
+        let nearest = distance::nearest_label(&seeds, spacing_mm);
+        let [a, b, c] = bounds.min;
+        for ((i, j, k), owner) in nearest.indexed_iter() {
+            let at = [a + i, b + j, c + k];
+            if parts.labels[at] as usize == n + 1 {
+                owners[at] = *owner;
+            }
+        }
+    }
+    owners
+}
+
+fn whole_mask(
+    reference: &Array3<u8>,
+    prediction: &Array3<u8>,
+    lesions: &Lesions,
+    parts: &Lesions,
+    spacing_mm: [f64; 3],
+    settings: &Settings,
+) -> WholeMask {
+    let (dice, both_empty) = dice(reference, prediction);
+    let surfaces = Bounds::around(lesions.list.iter().chain(&parts.list)).map(|bounds| {
+        let (r, p) = (
+            bounds.crop(reference, |v| *v),
+            bounds.crop(prediction, |v| *v),
+        );
+        SurfaceDistances::new(r.view(), p.view(), spacing_mm)
+    });
+    WholeMask {
+        dice,
+        surface_dice: surfaces
+            .as_ref()
+            .and_then(|s| s.dice_at(settings.tolerance_mm)),
+        hd95_mm: surfaces.as_ref().and_then(|s| s.hausdorff_mm(95.0)),
+        hd_mm: surfaces.as_ref().and_then(|s| s.hausdorff_mm(100.0)),
+        both_empty,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn mask(rods: &[std::ops::Range<usize>]) -> Array3<u8> {
+        Array3::from_shape_fn((3, 3, 30), |(_, j, k)| {
+            u8::from(j == 1 && rods.iter().any(|r| r.contains(&k)))
+        })
+    }
+
+    fn judge(reference: &Array3<u8>, prediction: &Array3<u8>) -> CaseResult {
+        evaluate_case("c", reference, prediction, [1.0; 3], &Settings::default())
+    }
+
+    #[test]
+    fn a_component_over_two_lesions_is_divided() {
+        let result = judge(
+            &mask(&[2..6, 12..16]),
+            &mask(&std::array::from_fn::<_, 1, _>(|_| 2..16)),
+        );
+        assert_eq!(
+            (
+                result.detected,
+                result.false_positives,
+                result.predicted_components
+            ),
+            (2, 0, 1)
+        );
+        // 14 voxels on the line: each lesion of 4 gets the 7 nearest to it.
+        for lesion in &result.lesions {
+            assert!(
+                (lesion.dice.unwrap() - 8.0 / 11.0).abs() < 1e-12,
+                "{:?}",
+                lesion.dice
+            );
+        }
+    }
+
+    #[test]
+    fn missed_lesion_and_false_positive() {
+        let result = judge(&mask(&[2..6, 20..24]), &mask(&[3..5, 10..12]));
+        assert_eq!(
+            (result.detected, result.missed, result.false_positives),
+            (1, 1, 1)
+        );
+        assert_eq!(result.lesions[1].dice, None);
+        assert_eq!(result.lesions[0].volume_mm3, 12.0);
+    }
+
+    #[test]
+    fn empty_cases() {
+        let (empty, full) = (mask(&[]), mask(&std::array::from_fn::<_, 1, _>(|_| 2..6)));
+        let none = judge(&empty, &empty).whole_mask;
+        assert_eq!(
+            (none.dice, none.both_empty, none.surface_dice, none.hd_mm),
+            (1.0, true, None, None)
+        );
+        for (r, p) in [(&empty, &full), (&full, &empty)] {
+            let one = judge(r, p).whole_mask;
+            assert_eq!(
+                (one.dice, one.both_empty, one.surface_dice, one.hd95_mm),
+                (0.0, false, Some(0.0), None)
+            );
+        }
+    }
+}

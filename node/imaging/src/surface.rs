@@ -1,0 +1,294 @@
+//! Distances between the surfaces of two masks.
+//!
+//! The definitions of the public `surface-distance` tool (Nikolov et al. 2018): a surface element
+//! sits at every corner shared by 2×2×2 voxels that are not all inside or all outside, its area is
+//! that of the marching-cubes surface within them, and percentiles weigh elements by their area.
+
+use std::sync::OnceLock;
+
+use nalgebra::Vector3;
+use ndarray::{Array3, ArrayView3};
+
+use crate::distance;
+
+type Triangle = [Vector3<f64>; 3];
+
+/// Surface elements of one mask with their distance to the other's, nearest first.
+#[derive(Debug, Clone, Default)]
+struct Elements {
+    distance_mm: Vec<f64>,
+    area_mm2: Vec<f64>,
+}
+
+impl Elements {
+    fn area(&self) -> f64 {
+        self.area_mm2.iter().sum()
+    }
+
+    fn area_within(&self, tolerance_mm: f64) -> f64 {
+        self.distance_mm
+            .iter()
+            .zip(&self.area_mm2)
+            .filter(|(d, _)| **d <= tolerance_mm)
+            .map(|(_, a)| a)
+            .sum()
+    }
+
+    fn percentile(&self, percent: f64) -> Option<f64> {
+        let target = self.area() * percent / 100.0;
+        let mut sum = 0.0;
+        for (distance, area) in self.distance_mm.iter().zip(&self.area_mm2) {
+            sum += area;
+            if sum >= target && percent < 100.0 {
+                return Some(*distance);
+            }
+        }
+        self.distance_mm.last().copied()
+    }
+
+    fn mean(&self) -> Option<f64> {
+        let sum: f64 = self
+            .distance_mm
+            .iter()
+            .zip(&self.area_mm2)
+            .map(|(d, a)| d * a)
+            .sum();
+        (!self.distance_mm.is_empty()).then(|| sum / self.area())
+    }
+}
+
+/// Distances in both directions between two surfaces.
+#[derive(Debug, Clone)]
+pub struct SurfaceDistances {
+    reference: Elements,
+    prediction: Elements,
+}
+
+impl SurfaceDistances {
+    /// Measures two masks of the same shape (above 0 is inside).
+    pub fn new(
+        reference: ArrayView3<u8>,
+        prediction: ArrayView3<u8>,
+        spacing_mm: [f64; 3],
+    ) -> Self {
+        let areas = areas_mm2(spacing_mm);
+        let borders = [border(reference, &areas), border(prediction, &areas)];
+        let elements = |own: usize| {
+            let mut field =
+                borders[1 - own].map(|area| (if *area > 0.0 { 0.0 } else { f64::INFINITY }, ()));
+            distance::transform(&mut field, spacing_mm);
+            let mut list: Vec<_> = (borders[own].iter().zip(&field))
+                .filter(|(area, _)| **area > 0.0)
+                .map(|(area, (square, ()))| (square.sqrt(), *area))
+                .collect();
+            list.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let (distance_mm, area_mm2) = list.into_iter().unzip();
+            Elements {
+                distance_mm,
+                area_mm2,
+            }
+        };
+        Self {
+            reference: elements(0),
+            prediction: elements(1),
+        }
+    }
+
+    /// Share of both surfaces that lies within the tolerance of the other.
+    /// 0 when one mask is empty, `None` when both are.
+    pub fn dice_at(&self, tolerance_mm: f64) -> Option<f64> {
+        let all = self.reference.area() + self.prediction.area();
+        let near =
+            self.reference.area_within(tolerance_mm) + self.prediction.area_within(tolerance_mm);
+        (all > 0.0).then(|| near / all)
+    }
+
+    /// The larger of both directions' area-weighted percentiles; 100 is the Hausdorff distance.
+    /// `None` when a mask is empty.
+    pub fn hausdorff_mm(&self, percent: f64) -> Option<f64> {
+        let larger = self
+            .reference
+            .percentile(percent)?
+            .max(self.prediction.percentile(percent)?);
+        larger.is_finite().then_some(larger)
+    }
+
+    /// Area-weighted mean distance from the reference to the prediction, and back.
+    /// `None` where it is not defined.
+    pub fn average_mm(&self) -> [Option<f64>; 2] {
+        [&self.reference, &self.prediction].map(|e| e.mean().filter(|d| d.is_finite()))
+    }
+}
+
+/// Area of the surface element at every corner of the voxel grid; one larger than the mask on each axis.
+fn border(mask: ArrayView3<u8>, areas: &[f64; 256]) -> Array3<f64> {
+    let (ni, nj, nk) = mask.dim();
+    let mut codes = Array3::<u8>::zeros((ni + 1, nj + 1, nk + 1));
+    for ((i, j, k), value) in mask.indexed_iter() {
+        if *value > 0 {
+            // The voxel is corner (1-di, 1-dj, 1-dk) of the eight cubes around it.
+            for n in 0..8 {
+                let [di, dj, dk] = corner(n);
+                codes[[i + 1 - di, j + 1 - dj, k + 1 - dk]] |= 1 << n;
+            }
+        }
+    }
+    codes.map(|code| areas[usize::from(*code)])
+}
+
+fn corner(n: usize) -> [usize; 3] {
+    [n & 1, n >> 1 & 1, n >> 2 & 1]
+}
+
+fn areas_mm2(spacing_mm: [f64; 3]) -> [f64; 256] {
+    static TRIANGLES: OnceLock<Vec<Vec<Triangle>>> = OnceLock::new();
+    let table = TRIANGLES.get_or_init(|| (0..=255).map(triangles).collect());
+    let scale = Vector3::from(spacing_mm);
+    let mut areas = [0.0; 256];
+    for (area, triangles) in areas.iter_mut().zip(table) {
+        *area = triangles
+            .iter()
+            .map(|t| area_of(&t.map(|p| p.component_mul(&scale))))
+            .sum();
+    }
+    areas
+}
+
+fn area_of([a, b, c]: &Triangle) -> f64 {
+    (b - a).cross(&(c - a)).norm() / 2.0
+}
+
+/// Marching-cubes surface of a unit cube whose corners are inside where `code` has a bit.
+///
+/// The surface crosses edges at their middle. On a face with two opposite corners inside, the
+/// corners of the side that holds at most half of the cube are cut off one by one. The polygons
+/// that result are cut into triangles such that the area is largest.
+fn triangles(code: u8) -> Vec<Triangle> {
+    let minority = code.count_ones() <= 4;
+    let inside = |c: [usize; 3]| code >> (c[0] | c[1] << 1 | c[2] << 2) & 1 == 1;
+    let middle = |a: [usize; 3], b: [usize; 3]| [a[0] + b[0], a[1] + b[1], a[2] + b[2]];
+    let mut links: Vec<[[usize; 3]; 2]> = Vec::new();
+    for axis in 0..3 {
+        for side in 0..2 {
+            let ring = [[0, 0], [0, 1], [1, 1], [1, 0]].map(|[u, v]| {
+                let mut c = [0; 3];
+                (c[axis], c[(axis + 1) % 3], c[(axis + 2) % 3]) = (side, u, v);
+                c
+            });
+            let edge = |n: usize| middle(ring[n % 4], ring[(n + 1) % 4]);
+            let crossed: Vec<usize> = (0..4)
+                .filter(|n| inside(ring[*n]) != inside(ring[(n + 1) % 4]))
+                .collect();
+            match crossed[..] {
+                [a, b] => links.push([edge(a), edge(b)]),
+                [_, _, _, _] => links.extend(
+                    (0..4)
+                        .filter(|n| inside(ring[*n]) == minority)
+                        .map(|n| [edge(n + 3), edge(n)]),
+                ),
+                _ => {}
+            }
+        }
+    }
+    let mut result = Vec::new();
+    while let Some([first, mut end]) = links.pop() {
+        let mut polygon = vec![first, end];
+        while let Some(n) = links.iter().position(|l| l.contains(&end)) {
+            let [a, b] = links.swap_remove(n);
+            end = if a == end { b } else { a };
+            if end == first {
+                break;
+            }
+            polygon.push(end);
+        }
+        let points: Vec<_> = polygon
+            .iter()
+            .map(|p| Vector3::from(p.map(|x| x as f64 / 2.0)))
+            .collect();
+        result.extend(largest_triangulation(&points).1);
+    }
+    result
+}
+
+fn largest_triangulation(points: &[Vector3<f64>]) -> (f64, Vec<Triangle>) {
+    let [first, middle @ .., last] = points else {
+        return (0.0, Vec::new());
+    };
+    let mut best = (0.0, Vec::new());
+    for (n, apex) in middle.iter().enumerate() {
+        let triangle = [*first, *apex, *last];
+        let (left, right) = (
+            largest_triangulation(&points[..n + 2]),
+            largest_triangulation(&points[n + 1..]),
+        );
+        let area = left.0 + right.0 + area_of(&triangle);
+        if area > best.0 {
+            best = (area, [left.1, right.1, vec![triangle]].concat());
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn areas_of_well_known_cubes() {
+        let areas = areas_mm2([1.0; 3]);
+        let close = |code: usize, area: f64| {
+            assert!(
+                (areas[code] - area).abs() < 1e-12,
+                "{code}: {}",
+                areas[code]
+            )
+        };
+        close(0, 0.0);
+        close(255, 0.0);
+        close(0b1, 3f64.sqrt() / 8.0);
+        close(0b11, 0.5f64.sqrt());
+        close(0b1111, 1.0);
+        close(0b1001, 3f64.sqrt() / 4.0);
+        for code in 0..256 {
+            assert!(
+                (areas[code] - areas[255 - code]).abs() < 1e-12,
+                "complement of {code}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_stretched_cube_has_a_stretched_face() {
+        assert!((areas_mm2([1.0, 2.0, 3.5])[0b1111] - 2.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn two_planes_five_apart() {
+        let plane = |at: usize| Array3::from_shape_fn((12, 4, 4), |(i, _, _)| u8::from(i == at));
+        let d = SurfaceDistances::new(plane(2).view(), plane(7).view(), [2.0, 1.0, 1.0]);
+        assert!((d.hausdorff_mm(100.0).unwrap() - 10.0).abs() < 1e-9);
+        assert_eq!(d.dice_at(7.9), Some(0.0));
+        assert_eq!(d.dice_at(10.0), Some(1.0));
+    }
+
+    #[test]
+    fn empty_masks_have_no_distance() {
+        let empty = Array3::<u8>::zeros((3, 3, 3));
+        let full = Array3::<u8>::ones((3, 3, 3));
+        let none = SurfaceDistances::new(empty.view(), empty.view(), [1.0; 3]);
+        assert_eq!(
+            (
+                none.dice_at(1.0),
+                none.hausdorff_mm(95.0),
+                none.average_mm()
+            ),
+            (None, None, [None, None])
+        );
+        let one = SurfaceDistances::new(full.view(), empty.view(), [1.0; 3]);
+        assert_eq!(
+            (one.dice_at(1.0), one.hausdorff_mm(95.0), one.average_mm()),
+            (Some(0.0), None, [None, None])
+        );
+    }
+}
