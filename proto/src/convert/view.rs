@@ -1,0 +1,98 @@
+//! What an operator sees of a round.
+
+use crate::control::{HopView, RoundPhase, RoundView, VisitPhase, VisitView};
+use rondo::ids::{RoundId, SiteId};
+use rondo::manifest::Manifest;
+use rondo::round::{self, Round, StallReason, Visit};
+
+/// The view of a round; live progress is the daemon's to add.
+#[must_use]
+pub fn round_view(id: RoundId, round: &Round) -> RoundView {
+    let plan = &round.plan;
+    let phase = match round.phase() {
+        round::RoundPhase::Proposed => RoundPhase::Proposed,
+        round::RoundPhase::Approved => RoundPhase::Approved,
+        round::RoundPhase::Running => RoundPhase::Running,
+        round::RoundPhase::Finished => RoundPhase::Finished,
+    };
+    RoundView {
+        round: id.to_string(),
+        name: plan.name.clone(),
+        topology: plan.topology.to_string(),
+        cycles: plan.cycles,
+        phase: phase.into(),
+        sites: plan.sites.iter().map(SiteId::to_string).collect(),
+        approved_by: round.approvals.keys().map(SiteId::to_string).collect(),
+        visits: round.visits.iter().map(|v| visit_view(round, v)).collect(),
+        plan_json: plan.canonical(),
+        progress: None,
+    }
+}
+
+fn visit_view(round: &Round, visit: &Visit) -> VisitView {
+    let phase = match round.visit_phase(visit) {
+        round::VisitPhase::Registered => VisitPhase::Registered,
+        round::VisitPhase::Approved => VisitPhase::Approved,
+        round::VisitPhase::Training => VisitPhase::Training,
+        round::VisitPhase::Contributed => VisitPhase::Contributed,
+        round::VisitPhase::HandedOver => VisitPhase::HandedOver,
+    };
+    let manifest = visit.contribution.as_ref().map(|(manifest, _)| manifest);
+    let counts = manifest.map(|m| m.counts).unwrap_or_default();
+    let validation = manifest.map(|m| m.validation).unwrap_or_default();
+    VisitView {
+        visit: visit.number.0,
+        cycle: round.plan.cycle_of(visit.number),
+        site: round
+            .plan
+            .site_of(visit.number)
+            .map(SiteId::to_string)
+            .unwrap_or_default(),
+        phase: phase.into(),
+        weights: visit.weights().map(|d| d.to_string()).unwrap_or_default(),
+        parent: manifest
+            .and_then(|m| m.parent)
+            .map(|d| d.to_string())
+            .unwrap_or_default(),
+        received_dice: validation.received_dice,
+        trained_dice: validation.trained_dice,
+        training_cases: counts.training_cases,
+        epochs: counts.epochs,
+        updates: counts.updates,
+        stalled: visit.stalled.map(stall_code).unwrap_or_default().to_owned(),
+        held_by: visit
+            .received_by
+            .keys()
+            .filter(|s| visit.is_held_by(s))
+            .map(SiteId::to_string)
+            .collect(),
+        signed_at: manifest.map_or(0, |m| m.signed_at),
+    }
+}
+
+const fn stall_code(reason: StallReason) -> &'static str {
+    match reason {
+        StallReason::TrainerAbsent => "trainer-absent",
+        StallReason::TrainerFailed => "trainer-failed",
+        StallReason::Cohort => "cohort",
+        StallReason::Diverged => "diverged",
+        StallReason::Storage => "storage",
+    }
+}
+
+/// One hop of a passport.
+#[must_use]
+pub fn hop_view(m: &Manifest) -> HopView {
+    HopView {
+        visit: m.visit.0,
+        cycle: m.cycle,
+        site: m.site.to_string(),
+        weights: m.weights.object.to_string(),
+        training_cases: m.counts.training_cases,
+        epochs: m.counts.epochs,
+        updates: m.counts.updates,
+        received_dice: m.validation.received_dice,
+        trained_dice: m.validation.trained_dice,
+        signed_at: m.signed_at,
+    }
+}
