@@ -24,6 +24,18 @@ macro_rules! choices {
         impl $name {
             /// Every choice, in the order of its number on the wire (from 1).
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+            /// Number of this choice on the wire: its place in [`Self::ALL`], from 1.
+            #[must_use]
+            pub fn number(self) -> i32 {
+                let at = Self::ALL.iter().position(|c| *c == self).unwrap_or_default();
+                i32::try_from(at + 1).unwrap_or_default()
+            }
+            /// The choice of that number, if there is one.
+            #[must_use]
+            pub fn from_number(number: i32) -> Option<Self> {
+                let at = usize::try_from(number).ok()?.checked_sub(1)?;
+                Self::ALL.get(at).copied()
+            }
             /// The name of this choice.
             #[must_use]
             pub const fn name(self) -> &'static str { match self { $(Self::$variant => $text),+ } }

@@ -6,38 +6,16 @@ use rondo::recipe::{
     Architecture, KdlReduction, Method, OptimizerOnArrival, Preset, Recipe, Select, VssNegatives,
 };
 
-/// Enum numbers on the wire are the place in `ALL`, from 1; 0 is unspecified.
-macro_rules! numbered {
-    ($($name:ident),+) => {$(
-        #[allow(non_snake_case)]
-        mod $name {
-            use super::{Error, $name};
-            pub(super) fn write(value: $name) -> i32 {
-                let at = $name::ALL.iter().position(|v| *v == value).unwrap_or_default();
-                i32::try_from(at + 1).unwrap_or_default()
-            }
-            pub(super) fn read(field: &'static str, number: i32) -> Result<$name, Error> {
-                let at = usize::try_from(number).ok().and_then(|n| n.checked_sub(1));
-                at.and_then(|i| $name::ALL.get(i)).copied().ok_or(Error::Unknown(field))
-            }
-        }
-    )+};
+fn read<T>(field: &'static str, choice: Option<T>) -> Result<T, Error> {
+    choice.ok_or(Error::Unknown(field))
 }
-numbered!(
-    KdlReduction,
-    Method,
-    OptimizerOnArrival,
-    Preset,
-    Select,
-    VssNegatives
-);
 
 impl From<&Recipe> for wire::Recipe {
     fn from(r: &Recipe) -> Self {
         let Architecture { n1, n2, n3, m } = r.architecture;
         Self {
-            preset: Preset::write(r.preset),
-            method: Method::write(r.method),
+            preset: r.preset.number(),
+            method: r.method.number(),
             n1,
             n2,
             n3,
@@ -53,13 +31,13 @@ impl From<&Recipe> for wire::Recipe {
             adam_epsilon: r.adam_epsilon,
             amsgrad: r.amsgrad,
             vss_alpha: r.vss_alpha,
-            vss_negatives: VssNegatives::write(r.vss_negatives),
+            vss_negatives: r.vss_negatives.number(),
             vss_epsilon: r.vss_epsilon,
             kdl_lambda: r.kdl_lambda,
             kdl_temperature: r.kdl_temperature,
-            kdl_reduction: KdlReduction::write(r.kdl_reduction),
-            optimizer_on_arrival: OptimizerOnArrival::write(r.optimizer_on_arrival),
-            select: Select::write(r.select),
+            kdl_reduction: r.kdl_reduction.number(),
+            optimizer_on_arrival: r.optimizer_on_arrival.number(),
+            select: r.select.number(),
             validate_every: r.validate_every,
         }
     }
@@ -69,8 +47,8 @@ impl TryFrom<wire::Recipe> for Recipe {
     type Error = Error;
     fn try_from(w: wire::Recipe) -> Result<Self, Error> {
         let recipe = Self {
-            preset: Preset::read("preset", w.preset)?,
-            method: Method::read("method", w.method)?,
+            preset: read("preset", Preset::from_number(w.preset))?,
+            method: read("method", Method::from_number(w.method))?,
             architecture: Architecture {
                 n1: w.n1,
                 n2: w.n2,
@@ -88,16 +66,16 @@ impl TryFrom<wire::Recipe> for Recipe {
             adam_epsilon: w.adam_epsilon,
             amsgrad: w.amsgrad,
             vss_alpha: w.vss_alpha,
-            vss_negatives: VssNegatives::read("vss_negatives", w.vss_negatives)?,
+            vss_negatives: read("vss_negatives", VssNegatives::from_number(w.vss_negatives))?,
             vss_epsilon: w.vss_epsilon,
             kdl_lambda: w.kdl_lambda,
             kdl_temperature: w.kdl_temperature,
-            kdl_reduction: KdlReduction::read("kdl_reduction", w.kdl_reduction)?,
-            optimizer_on_arrival: OptimizerOnArrival::read(
+            kdl_reduction: read("kdl_reduction", KdlReduction::from_number(w.kdl_reduction))?,
+            optimizer_on_arrival: read(
                 "optimizer_on_arrival",
-                w.optimizer_on_arrival,
+                OptimizerOnArrival::from_number(w.optimizer_on_arrival),
             )?,
-            select: Select::read("select", w.select)?,
+            select: read("select", Select::from_number(w.select))?,
             validate_every: w.validate_every,
         };
         let problems = recipe.problems();
