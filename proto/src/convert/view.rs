@@ -24,7 +24,7 @@ pub fn round_view(id: RoundId, round: &Round) -> RoundView {
         sites: plan.sites.iter().map(SiteId::to_string).collect(),
         approved_by: round.approvals.keys().map(SiteId::to_string).collect(),
         visits: round.visits.iter().map(|v| visit_view(round, v)).collect(),
-        plan_json: plan.canonical(),
+        plan_json: String::from_utf8(plan.canonical()).unwrap_or_default(),
         progress: None,
     }
 }
