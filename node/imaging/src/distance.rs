@@ -120,10 +120,7 @@ mod tests {
         let mut labels = Array3::zeros((1, 1, 9));
         labels[[0, 0, 1]] = 7;
         labels[[0, 0, 7]] = 3;
-        assert_eq!(
-            nearest_label(&labels, [1.0; 3]).into_raw_vec_and_offset().0[..4],
-            [7, 7, 7, 7]
-        );
+        assert_eq!(nearest_label(&labels, [1.0; 3]).into_raw_vec_and_offset().0[..4], [7, 7, 7, 7]);
         assert_eq!(nearest_label(&labels, [1.0; 3])[[0, 0, 5]], 3);
         assert_eq!(
             nearest_label(&Array3::zeros((2, 2, 2)), [1.0; 3]),

@@ -36,22 +36,14 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_with(path, |file| file.write_all(bytes))
 }
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "this helper is what the ban points to"
-)]
+#[allow(clippy::disallowed_methods, reason = "this helper is what the ban points to")]
 fn place<E: From<io::Error>>(
     temporary: &Path,
     path: &Path,
     folder: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut file = BufWriter::new(
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(temporary)?,
-    );
+    let mut file = BufWriter::new(OpenOptions::new().write(true).create_new(true).open(temporary)?);
     fill(&mut file)?;
     let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;

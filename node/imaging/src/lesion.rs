@@ -78,14 +78,7 @@ pub struct Lesions {
 /// Finds the lesions of a mask (voxels above 0). An empty mask has none.
 pub fn components(mask: &Array3<u8>, connectivity: Connectivity) -> Lesions {
     let (labels, count) = label::<u32>(&mask.map(|v| *v > 0), &connectivity.structure());
-    let mut list = vec![
-        Lesion {
-            voxels: 0,
-            min: [usize::MAX; 3],
-            max: [0; 3]
-        };
-        count
-    ];
+    let mut list = vec![Lesion { voxels: 0, min: [usize::MAX; 3], max: [0; 3] }; count];
     for ((i, j, k), n) in labels.indexed_iter() {
         if let Some(lesion) = (*n as usize).checked_sub(1).and_then(|n| list.get_mut(n)) {
             lesion.voxels += 1;

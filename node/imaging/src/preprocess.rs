@@ -115,13 +115,7 @@ pub struct PreparedCase {
 pub fn prepare(cohort: &Cohort, case: &Case) -> Result<PreparedCase, Error> {
     let prepared = prepare_image(&case.image, &case.brain_mask, cohort.background)?;
     let label = read_label(&case.label, &prepared.geometry, &cohort.label)?;
-    let PreparedImage {
-        image,
-        brain,
-        geometry,
-        notices,
-        ..
-    } = prepared;
+    let PreparedImage { image, brain, geometry, notices, .. } = prepared;
     Ok(PreparedCase {
         id: case.id.clone(),
         patient: case.patient.clone(),
@@ -172,9 +166,7 @@ pub(crate) fn same_grid(
     image: &Geometry,
     other: &Geometry,
 ) -> Result<(), Error> {
-    image
-        .difference(other)
-        .map_or(Ok(()), |difference| Err(Error::Grid { what, difference }))
+    image.difference(other).map_or(Ok(()), |difference| Err(Error::Grid { what, difference }))
 }
 
 /// Clips and z-scores inside the brain, in place; strips what lies outside.
@@ -186,12 +178,8 @@ pub fn normalise(
     brain: &Array3<u8>,
     background: Background,
 ) -> Result<Normalisation, Error> {
-    let mut inside: Vec<f32> = image
-        .iter()
-        .zip(brain)
-        .filter(|(_, b)| **b > 0)
-        .map(|(v, _)| *v)
-        .collect();
+    let mut inside: Vec<f32> =
+        image.iter().zip(brain).filter(|(_, b)| **b > 0).map(|(v, _)| *v).collect();
     if inside.is_empty() {
         return Err(Error::EmptyBrain);
     }
@@ -199,12 +187,7 @@ pub fn normalise(
     let n = inside.len() as f64;
     let clip = |v: f32| f64::from(v).clamp(low, high);
     let mean = inside.iter().map(|v| clip(*v)).sum::<f64>() / n;
-    let sd = (inside
-        .iter()
-        .map(|v| (clip(*v) - mean).powi(2))
-        .sum::<f64>()
-        / n)
-        .sqrt();
+    let sd = (inside.iter().map(|v| (clip(*v) - mean).powi(2)).sum::<f64>() / n).sqrt();
     if sd <= f64::EPSILON * mean.abs().max(f64::MIN_POSITIVE) {
         return Err(Error::Constant);
     }
@@ -213,19 +196,9 @@ pub fn normalise(
         Background::Zero => 0.0,
     };
     Zip::from(image).and(brain).for_each(|v, b| {
-        *v = if *b > 0 {
-            ((clip(*v) - mean) / sd) as f32
-        } else {
-            outside
-        };
+        *v = if *b > 0 { ((clip(*v) - mean) / sd) as f32 } else { outside };
     });
-    Ok(Normalisation {
-        voxels: inside.len(),
-        low,
-        high,
-        mean,
-        sd,
-    })
+    Ok(Normalisation { voxels: inside.len(), low, high, mean, sd })
 }
 
 /// Percentile with linear interpolation between order statistics (numpy's default); reorders `values`.
@@ -235,10 +208,6 @@ pub fn percentile(values: &mut [f32], percent: f64) -> f64 {
     let below = at.floor() as usize;
     let (_, low, rest) = values.select_nth_unstable_by(below, f32::total_cmp);
     let low = f64::from(*low);
-    let next = rest
-        .iter()
-        .copied()
-        .min_by(f32::total_cmp)
-        .map_or(low, f64::from);
+    let next = rest.iter().copied().min_by(f32::total_cmp).map_or(low, f64::from);
     low + (next - low) * at.fract()
 }

@@ -56,11 +56,7 @@ pub fn welch(a: &[f64], b: &[f64]) -> Option<TTest> {
 fn test(a: &[f64], b: &[f64], variance: f64, df: f64) -> Option<TTest> {
     let t = (summary(a).mean? - summary(b).mean?) / variance.sqrt();
     let distribution = StudentsT::new(0.0, 1.0, df).ok()?;
-    t.is_finite().then(|| TTest {
-        t,
-        df,
-        p: 2.0 * distribution.sf(t.abs()),
-    })
+    t.is_finite().then(|| TTest { t, df, p: 2.0 * distribution.sf(t.abs()) })
 }
 
 #[cfg(test)]
@@ -103,13 +99,6 @@ mod tests {
     fn too_little_for_a_test() {
         assert_eq!(student(&[1.0], &A), None);
         assert_eq!(welch(&[1.0, 1.0], &[1.0, 1.0]), None);
-        assert_eq!(
-            summary(&[]),
-            Summary {
-                n: 0,
-                mean: None,
-                sd: None
-            }
-        );
+        assert_eq!(summary(&[]), Summary { n: 0, mean: None, sd: None });
     }
 }

@@ -47,12 +47,7 @@ impl Elements {
     }
 
     fn mean(&self) -> Option<f64> {
-        let sum: f64 = self
-            .distance_mm
-            .iter()
-            .zip(&self.area_mm2)
-            .map(|(d, a)| d * a)
-            .sum();
+        let sum: f64 = self.distance_mm.iter().zip(&self.area_mm2).map(|(d, a)| d * a).sum();
         (!self.distance_mm.is_empty()).then(|| sum / self.area())
     }
 }
@@ -83,15 +78,9 @@ impl SurfaceDistances {
                 .collect();
             list.sort_by(|a, b| a.0.total_cmp(&b.0));
             let (distance_mm, area_mm2) = list.into_iter().unzip();
-            Elements {
-                distance_mm,
-                area_mm2,
-            }
+            Elements { distance_mm, area_mm2 }
         };
-        Self {
-            reference: elements(0),
-            prediction: elements(1),
-        }
+        Self { reference: elements(0), prediction: elements(1) }
     }
 
     /// Share of both surfaces that lies within the tolerance of the other.
@@ -106,10 +95,7 @@ impl SurfaceDistances {
     /// The larger of both directions' area-weighted percentiles; 100 is the Hausdorff distance.
     /// `None` when a mask is empty.
     pub fn hausdorff_mm(&self, percent: f64) -> Option<f64> {
-        let larger = self
-            .reference
-            .percentile(percent)?
-            .max(self.prediction.percentile(percent)?);
+        let larger = self.reference.percentile(percent)?.max(self.prediction.percentile(percent)?);
         larger.is_finite().then_some(larger)
     }
 
@@ -146,10 +132,7 @@ fn areas_mm2(spacing_mm: [f64; 3]) -> [f64; 256] {
     let scale = Vector3::from(spacing_mm);
     let mut areas = [0.0; 256];
     for (area, triangles) in areas.iter_mut().zip(table) {
-        *area = triangles
-            .iter()
-            .map(|t| area_of(&t.map(|p| p.component_mul(&scale))))
-            .sum();
+        *area = triangles.iter().map(|t| area_of(&t.map(|p| p.component_mul(&scale)))).sum();
     }
     areas
 }
@@ -176,15 +159,12 @@ fn triangles(code: u8) -> Vec<Triangle> {
                 c
             });
             let edge = |n: usize| middle(ring[n % 4], ring[(n + 1) % 4]);
-            let crossed: Vec<usize> = (0..4)
-                .filter(|n| inside(ring[*n]) != inside(ring[(n + 1) % 4]))
-                .collect();
+            let crossed: Vec<usize> =
+                (0..4).filter(|n| inside(ring[*n]) != inside(ring[(n + 1) % 4])).collect();
             match crossed[..] {
                 [a, b] => links.push([edge(a), edge(b)]),
                 [_, _, _, _] => links.extend(
-                    (0..4)
-                        .filter(|n| inside(ring[*n]) == minority)
-                        .map(|n| [edge(n + 3), edge(n)]),
+                    (0..4).filter(|n| inside(ring[*n]) == minority).map(|n| [edge(n + 3), edge(n)]),
                 ),
                 _ => {}
             }
@@ -201,10 +181,8 @@ fn triangles(code: u8) -> Vec<Triangle> {
             }
             polygon.push(end);
         }
-        let points: Vec<_> = polygon
-            .iter()
-            .map(|p| Vector3::from(p.map(|x| x as f64 / 2.0)))
-            .collect();
+        let points: Vec<_> =
+            polygon.iter().map(|p| Vector3::from(p.map(|x| x as f64 / 2.0))).collect();
         result.extend(largest_triangulation(&points).1);
     }
     result
@@ -217,10 +195,8 @@ fn largest_triangulation(points: &[Vector3<f64>]) -> (f64, Vec<Triangle>) {
     let mut best = (0.0, Vec::new());
     for (n, apex) in middle.iter().enumerate() {
         let triangle = [*first, *apex, *last];
-        let (left, right) = (
-            largest_triangulation(&points[..n + 2]),
-            largest_triangulation(&points[n + 1..]),
-        );
+        let (left, right) =
+            (largest_triangulation(&points[..n + 2]), largest_triangulation(&points[n + 1..]));
         let area = left.0 + right.0 + area_of(&triangle);
         if area > best.0 {
             best = (area, [left.1, right.1, vec![triangle]].concat());
@@ -238,11 +214,7 @@ mod tests {
     fn areas_of_well_known_cubes() {
         let areas = areas_mm2([1.0; 3]);
         let close = |code: usize, area: f64| {
-            assert!(
-                (areas[code] - area).abs() < 1e-12,
-                "{code}: {}",
-                areas[code]
-            )
+            assert!((areas[code] - area).abs() < 1e-12, "{code}: {}", areas[code])
         };
         close(0, 0.0);
         close(255, 0.0);
@@ -251,10 +223,7 @@ mod tests {
         close(0b1111, 1.0);
         close(0b1001, 3f64.sqrt() / 4.0);
         for code in 0..256 {
-            assert!(
-                (areas[code] - areas[255 - code]).abs() < 1e-12,
-                "complement of {code}"
-            );
+            assert!((areas[code] - areas[255 - code]).abs() < 1e-12, "complement of {code}");
         }
     }
 
@@ -278,11 +247,7 @@ mod tests {
         let full = Array3::<u8>::ones((3, 3, 3));
         let none = SurfaceDistances::new(empty.view(), empty.view(), [1.0; 3]);
         assert_eq!(
-            (
-                none.dice_at(1.0),
-                none.hausdorff_mm(95.0),
-                none.average_mm()
-            ),
+            (none.dice_at(1.0), none.hausdorff_mm(95.0), none.average_mm()),
             (None, None, [None, None])
         );
         let one = SurfaceDistances::new(full.view(), empty.view(), [1.0; 3]);

@@ -61,10 +61,7 @@ impl Geometry {
         }
         let geometry = Self { shape, affine };
         let spacing = geometry.spacing_mm();
-        if spacing
-            .iter()
-            .any(|s| *s < SPACING_RANGE_MM.0 || *s > SPACING_RANGE_MM.1)
-        {
+        if spacing.iter().any(|s| *s < SPACING_RANGE_MM.0 || *s > SPACING_RANGE_MM.1) {
             return Err(Error::Spacing(spacing));
         }
         let axes = geometry.axes();
@@ -155,17 +152,17 @@ impl<T: Clone> Volume<T> {
     pub fn new(geometry: Geometry, data: Array3<T>) -> Result<Self, Error> {
         let (i, j, k) = data.dim();
         if [i, j, k] != geometry.shape {
-            return Err(Error::Shape {
-                data: [i, j, k],
-                grid: geometry.shape,
-            });
+            return Err(Error::Shape { data: [i, j, k], grid: geometry.shape });
         }
-        let data = if data.is_standard_layout() {
-            data
-        } else {
-            data.as_standard_layout().into_owned()
-        };
+        let data =
+            if data.is_standard_layout() { data } else { data.as_standard_layout().into_owned() };
         Ok(Self { geometry, data })
+    }
+
+    /// For values that were computed voxel by voxel on this very grid.
+    pub(crate) fn on_grid_of(geometry: &Geometry, data: Array3<T>) -> Self {
+        debug_assert_eq!(data.shape(), geometry.shape);
+        Self { geometry: geometry.clone(), data }
     }
 
     /// The grid.
@@ -185,10 +182,7 @@ impl<T: Clone> Volume<T> {
 
     /// Other values on the same grid.
     pub fn map<U: Clone>(&self, f: impl FnMut(&T) -> U) -> Volume<U> {
-        Volume {
-            geometry: self.geometry.clone(),
-            data: self.data.map(f),
-        }
+        Volume { geometry: self.geometry.clone(), data: self.data.map(f) }
     }
 }
 
@@ -200,10 +194,7 @@ mod tests {
     #[test]
     fn refuses_what_is_no_grid() {
         let id = Matrix4::identity();
-        assert_eq!(
-            Geometry::new([4, 0, 4], id),
-            Err(Error::EmptyAxis([4, 0, 4]))
-        );
+        assert_eq!(Geometry::new([4, 0, 4], id), Err(Error::EmptyAxis([4, 0, 4])));
         let mut bad = id;
         bad[(1, 2)] = f64::NAN;
         assert_eq!(Geometry::new([4; 3], bad), Err(Error::NotAffine));
@@ -235,9 +226,7 @@ mod tests {
         assert!(a.matches(&Geometry::new([10; 3], moved).unwrap()));
         moved[(0, 3)] += 0.5;
         assert!(
-            a.difference(&Geometry::new([10; 3], moved).unwrap())
-                .unwrap()
-                .contains("mm apart")
+            a.difference(&Geometry::new([10; 3], moved).unwrap()).unwrap().contains("mm apart")
         );
     }
 }

@@ -100,29 +100,22 @@ pub fn check(cohort: &Cohort, progress: OnProgress<'_>) -> CheckReport {
             Ok(sound) => {
                 seen.insert(sound.digest, &case.id);
                 report.usable.push(case.id.clone());
-                report
-                    .notices
-                    .extend(sound.notices.into_iter().map(|text| Notice {
-                        id: case.id.clone(),
-                        text,
-                    }));
+                report.notices.extend(
+                    sound.notices.into_iter().map(|text| Notice { id: case.id.clone(), text }),
+                );
             }
-            Err(reason) => report.set_aside.push(SetAside {
-                id: case.id.clone(),
-                split: case.split,
-                reason,
-            }),
+            Err(reason) => {
+                report.set_aside.push(SetAside { id: case.id.clone(), split: case.split, reason })
+            }
         }
     }
     report
 }
 
 fn inspect(cohort: &Cohort, case: &Case) -> Result<Sound, String> {
-    for (what, path) in [
-        ("image", &case.image),
-        ("label", &case.label),
-        ("brain mask", &case.brain_mask),
-    ] {
+    for (what, path) in
+        [("image", &case.image), ("label", &case.label), ("brain mask", &case.brain_mask)]
+    {
         if !path.exists() {
             let stray = if what == "image" && case.label.exists() {
                 ", though its label is there"
@@ -146,11 +139,7 @@ fn inspect_voxels(cohort: &Cohort, case: &Case) -> Result<Sound, preprocess::Err
     let label = read_label(&case.label, image.volume.geometry(), &cohort.label)?;
     let mut notices = image.header.notices;
     let lesion = label.iter().filter(|v| **v > 0).count();
-    let outside = label
-        .iter()
-        .zip(brain.data())
-        .filter(|(l, b)| **l > 0 && **b == 0)
-        .count();
+    let outside = label.iter().zip(brain.data()).filter(|(l, b)| **l > 0 && **b == 0).count();
     if outside as f64 > OUTSIDE_BRAIN_NOTICE * lesion as f64 {
         notices.push(format!(
             "{outside} of {lesion} lesion voxels lie outside the brain mask; look at the mask"
@@ -159,11 +148,7 @@ fn inspect_voxels(cohort: &Cohort, case: &Case) -> Result<Sound, preprocess::Err
     if lesion == 0 {
         notices.push("the label holds no lesion".into());
     }
-    normalise(
-        &mut image.volume.into_parts().1,
-        brain.data(),
-        cohort.background,
-    )?;
+    normalise(&mut image.volume.into_parts().1, brain.data(), cohort.background)?;
     Ok(Sound { digest, notices })
 }
 

@@ -127,10 +127,7 @@ pub struct LabelRule {
 
 impl Default for LabelRule {
     fn default() -> Self {
-        Self {
-            include: vec![1],
-            ignore: Vec::new(),
-        }
+        Self { include: vec![1], ignore: Vec::new() }
     }
 }
 
@@ -179,26 +176,17 @@ pub struct Cohort {
 impl Cohort {
     /// Reads `cohort.toml`, or the one inside a folder.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let path = if path.is_dir() {
-            path.join("cohort.toml")
-        } else {
-            path.to_path_buf()
-        };
+        let path = if path.is_dir() { path.join("cohort.toml") } else { path.to_path_buf() };
         let read = || {
             let mut text = String::new();
             let mut file = File::open(&path)?.take(MAX_FILE_BYTES + 1);
             file.read_to_string(&mut text)?;
             if text.len() as u64 > MAX_FILE_BYTES {
-                return Err(std::io::Error::other(
-                    "larger than 16 MiB, so this is no cohort file",
-                ));
+                return Err(std::io::Error::other("larger than 16 MiB, so this is no cohort file"));
             }
             Ok(text)
         };
-        let text = read().map_err(|source| Error::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let text = read().map_err(|source| Error::Read { path: path.clone(), source })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         Self::parse(&text, folder).map_err(|problems| Error::Invalid { path, problems })
     }
@@ -228,12 +216,8 @@ impl Cohort {
             case: Vec<CaseFile<'a>>,
         }
         let path = folder.join("cohort.toml");
-        let relative = |p: &Path| {
-            p.strip_prefix(folder)
-                .unwrap_or(p)
-                .to_string_lossy()
-                .into_owned()
-        };
+        let relative =
+            |p: &Path| p.strip_prefix(folder).unwrap_or(p).to_string_lossy().into_owned();
         let file = CohortFile {
             name: &self.name,
             label_include: &self.label.include,
@@ -253,9 +237,7 @@ impl Cohort {
         let written = toml::to_string(&file)
             .map_err(std::io::Error::other)
             .and_then(|text| durable::write(&path, text.as_bytes()));
-        written
-            .map(|()| path.clone())
-            .map_err(|source| Error::Write { path, source })
+        written.map(|()| path.clone()).map_err(|source| Error::Write { path, source })
     }
 
     /// The cases of one split, in the order of the file.
@@ -270,7 +252,5 @@ pub fn is_safe_id(id: &str) -> bool {
     id.len() <= MAX_ID_CHARS
         && id.starts_with(|c: char| c.is_ascii_alphanumeric())
         && !id.ends_with('.')
-        && id
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }

@@ -22,22 +22,12 @@ struct Report<'t> {
 
 impl Report<'_> {
     fn line(&self, at: usize) -> usize {
-        1 + self
-            .text
-            .as_bytes()
-            .iter()
-            .take(at)
-            .filter(|b| **b == b'\n')
-            .count()
+        1 + self.text.as_bytes().iter().take(at).filter(|b| **b == b'\n').count()
     }
 
     fn add(&mut self, at: &Span, message: impl Into<String>, fix: impl Into<String>) {
         let line = self.line(at.start);
-        self.problems.push(Problem {
-            line,
-            message: message.into(),
-            fix: fix.into(),
-        });
+        self.problems.push(Problem { line, message: message.into(), fix: fix.into() });
     }
 }
 
@@ -49,10 +39,7 @@ struct Keys<'v> {
 
 impl<'v> Keys<'v> {
     fn new(at: Span, table: &'v DeTable<'v>) -> Self {
-        let left = table
-            .iter()
-            .map(|(k, v)| (k.get_ref().as_ref(), (k.span(), v)))
-            .collect();
+        let left = table.iter().map(|(k, v)| (k.get_ref().as_ref(), (k.span(), v))).collect();
         Self { at, left }
     }
 
@@ -93,11 +80,7 @@ impl<'v> Keys<'v> {
         if is_safe_id(text) {
             return Some((at, text.to_owned()));
         }
-        report.add(
-            &at,
-            format!("`{key}` {text:?} is not safe as a file name"),
-            ID_FIX,
-        );
+        report.add(&at, format!("`{key}` {text:?} is not safe as a file name"), ID_FIX);
         None
     }
 
@@ -106,9 +89,7 @@ impl<'v> Keys<'v> {
         let values = value.as_array().and_then(|array| {
             let one = |v: &Spanned<DeValue>| {
                 let n = v.get_ref().as_integer()?;
-                u16::from_str_radix(n.as_str(), n.radix())
-                    .ok()
-                    .filter(|n| *n > 0)
+                u16::from_str_radix(n.as_str(), n.radix()).ok().filter(|n| *n > 0)
             };
             array.iter().map(one).collect::<Option<Vec<_>>>()
         });
@@ -134,18 +115,11 @@ impl<'v> Keys<'v> {
 }
 
 pub(super) fn parse(text: &str, folder: &Path) -> Result<Cohort, Vec<Problem>> {
-    let mut report = Report {
-        text,
-        problems: Vec::new(),
-    };
+    let mut report = Report { text, problems: Vec::new() };
     let (root, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let message = error.message().trim().replace('\n', ", ");
-        report.add(
-            &error.span().unwrap_or(0..0),
-            message,
-            "correct the TOML syntax",
-        );
+        report.add(&error.span().unwrap_or(0..0), message, "correct the TOML syntax");
     }
     if !report.problems.is_empty() {
         return Err(report.problems);
@@ -155,10 +129,7 @@ pub(super) fn parse(text: &str, folder: &Path) -> Result<Cohort, Vec<Problem>> {
     let label = label_rule(&mut keys, &mut report);
     let background = background(&mut keys, &mut report);
     let cases = cases(&mut keys, folder, &mut report);
-    keys.finish(
-        "name, label_include, label_ignore, background and [[case]]",
-        &mut report,
-    );
+    keys.finish("name, label_include, label_ignore, background and [[case]]", &mut report);
     across_cases(&cases, &mut report);
     report.problems.sort_by_key(|p| p.line);
     match name {
@@ -242,11 +213,7 @@ fn cases(keys: &mut Keys, folder: &Path, report: &mut Report) -> Vec<(Span, Case
     }
     let one = |value: &Spanned<DeValue>| {
         let Some(table) = value.get_ref().as_table() else {
-            report.add(
-                &value.span(),
-                "a case is not a table",
-                "head every case with [[case]]",
-            );
+            report.add(&value.span(), "a case is not a table", "head every case with [[case]]");
             return None;
         };
         let mut keys = Keys::new(value.span(), table);

@@ -65,11 +65,7 @@ pub fn stats(cohort: &Cohort, progress: OnProgress<'_>) -> Stats {
         .map(|case| {
             let result = measure(cohort, case);
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            progress(Progress {
-                done,
-                total: cohort.cases.len(),
-                item: &case.id,
-            });
+            progress(Progress { done, total: cohort.cases.len(), item: &case.id });
             result.map_err(|e| SetAside {
                 id: case.id.clone(),
                 split: case.split,
@@ -108,28 +104,16 @@ fn measure<'a>(cohort: &Cohort, case: &'a Case) -> Result<Measured<'a>, preproce
 }
 
 fn summarise(split: Option<Split>, all: &[Measured]) -> SplitStats {
-    let chosen: Vec<_> = all
-        .iter()
-        .filter(|m| split.is_none_or(|s| m.case.split == s))
-        .collect();
-    let mut sizes: Vec<f64> = chosen
-        .iter()
-        .flat_map(|m| m.sizes_cm3.iter().copied())
-        .collect();
+    let chosen: Vec<_> = all.iter().filter(|m| split.is_none_or(|s| m.case.split == s)).collect();
+    let mut sizes: Vec<f64> = chosen.iter().flat_map(|m| m.sizes_cm3.iter().copied()).collect();
     sizes.sort_by(f64::total_cmp);
     let share = |part: f64, of: usize| (of > 0).then(|| part / of as f64);
     let range = |values: &mut dyn Iterator<Item = f64>| {
-        values
-            .map(|v| [v, v])
-            .reduce(|a, b| [a[0].min(b[0]), a[1].max(b[1])])
+        values.map(|v| [v, v]).reduce(|a, b| [a[0].min(b[0]), a[1].max(b[1])])
     };
     SplitStats {
         split,
-        patients: chosen
-            .iter()
-            .map(|m| &m.case.patient)
-            .collect::<HashSet<_>>()
-            .len(),
+        patients: chosen.iter().map(|m| &m.case.patient).collect::<HashSet<_>>().len(),
         volumes: chosen.len(),
         metastases: sizes.len(),
         metastases_per_volume: share(sizes.len() as f64, chosen.len()),

@@ -18,16 +18,10 @@ struct Bounds {
 
 impl Bounds {
     fn around<'a>(lesions: impl IntoIterator<Item = &'a Lesion>) -> Option<Self> {
-        lesions
-            .into_iter()
-            .map(|l| Self {
-                min: l.min,
-                max: l.max,
-            })
-            .reduce(|a, b| Self {
-                min: [0, 1, 2].map(|n| a.min[n].min(b.min[n])),
-                max: [0, 1, 2].map(|n| a.max[n].max(b.max[n])),
-            })
+        lesions.into_iter().map(|l| Self { min: l.min, max: l.max }).reduce(|a, b| Self {
+            min: [0, 1, 2].map(|n| a.min[n].min(b.min[n])),
+            max: [0, 1, 2].map(|n| a.max[n].max(b.max[n])),
+        })
     }
 
     fn crop<T: Copy, U>(&self, array: &Array3<T>, f: impl FnMut(&T) -> U) -> Array3<U> {
@@ -43,11 +37,7 @@ pub fn dice(reference: &Array3<u8>, prediction: &Array3<u8>) -> (f64, bool) {
         both += usize::from(*r > 0 && *p > 0);
         sum += usize::from(*r > 0) + usize::from(*p > 0);
     }
-    if sum == 0 {
-        (1.0, true)
-    } else {
-        (2.0 * both as f64 / sum as f64, false)
-    }
+    if sum == 0 { (1.0, true) } else { (2.0 * both as f64 / sum as f64, false) }
 }
 
 /// Judges one prediction. Both masks have the same shape; above 0 is lesion.
@@ -102,9 +92,7 @@ pub fn evaluate_case(
         detected,
         missed: results.len() - detected,
         false_positives: of_part.iter().filter(|lesions| lesions.is_empty()).count(),
-        whole_mask: whole_mask(
-            reference, prediction, &lesions, &parts, spacing_mm, settings,
-        ),
+        whole_mask: whole_mask(reference, prediction, &lesions, &parts, spacing_mm, settings),
         lesions: results,
     }
 }
@@ -120,11 +108,7 @@ fn divide(
         let of = (*p as usize).checked_sub(1).map(|p| &of_part[p]);
         of.and_then(|lesions| lesions.first()).copied().unwrap_or(0)
     });
-    for (n, shared) in of_part
-        .iter()
-        .enumerate()
-        .filter(|(_, lesions)| lesions.len() > 1)
-    {
+    for (n, shared) in of_part.iter().enumerate().filter(|(_, lesions)| lesions.len() > 1) {
         let among = shared.iter().map(|l| &lesions.list[*l as usize - 1]);
         let Some(bounds) = Bounds::around(among.chain([&parts.list[n]])) else {
             continue;
@@ -152,17 +136,12 @@ fn whole_mask(
 ) -> WholeMask {
     let (dice, both_empty) = dice(reference, prediction);
     let surfaces = Bounds::around(lesions.list.iter().chain(&parts.list)).map(|bounds| {
-        let (r, p) = (
-            bounds.crop(reference, |v| *v),
-            bounds.crop(prediction, |v| *v),
-        );
+        let (r, p) = (bounds.crop(reference, |v| *v), bounds.crop(prediction, |v| *v));
         SurfaceDistances::new(r.view(), p.view(), spacing_mm)
     });
     WholeMask {
         dice,
-        surface_dice: surfaces
-            .as_ref()
-            .and_then(|s| s.dice_at(settings.tolerance_mm)),
+        surface_dice: surfaces.as_ref().and_then(|s| s.dice_at(settings.tolerance_mm)),
         hd95_mm: surfaces.as_ref().and_then(|s| s.hausdorff_mm(95.0)),
         hd_mm: surfaces.as_ref().and_then(|s| s.hausdorff_mm(100.0)),
         both_empty,
@@ -186,35 +165,22 @@ mod tests {
 
     #[test]
     fn a_component_over_two_lesions_is_divided() {
-        let result = judge(
-            &mask(&[2..6, 12..16]),
-            &mask(&std::array::from_fn::<_, 1, _>(|_| 2..16)),
-        );
+        let result =
+            judge(&mask(&[2..6, 12..16]), &mask(&std::array::from_fn::<_, 1, _>(|_| 2..16)));
         assert_eq!(
-            (
-                result.detected,
-                result.false_positives,
-                result.predicted_components
-            ),
+            (result.detected, result.false_positives, result.predicted_components),
             (2, 0, 1)
         );
         // 14 voxels on the line: each lesion of 4 gets the 7 nearest to it.
         for lesion in &result.lesions {
-            assert!(
-                (lesion.dice.unwrap() - 8.0 / 11.0).abs() < 1e-12,
-                "{:?}",
-                lesion.dice
-            );
+            assert!((lesion.dice.unwrap() - 8.0 / 11.0).abs() < 1e-12, "{:?}", lesion.dice);
         }
     }
 
     #[test]
     fn missed_lesion_and_false_positive() {
         let result = judge(&mask(&[2..6, 20..24]), &mask(&[3..5, 10..12]));
-        assert_eq!(
-            (result.detected, result.missed, result.false_positives),
-            (1, 1, 1)
-        );
+        assert_eq!((result.detected, result.missed, result.false_positives), (1, 1, 1));
         assert_eq!(result.lesions[1].dice, None);
         assert_eq!(result.lesions[0].volume_mm3, 12.0);
     }

@@ -74,11 +74,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            connectivity: Connectivity::default(),
-            tolerance_mm: 1.0,
-            labels: Vec::new(),
-        }
+        Self { connectivity: Connectivity::default(), tolerance_mm: 1.0, labels: Vec::new() }
     }
 }
 
@@ -110,62 +106,33 @@ pub fn match_folders(
     }
     let mut cases = Vec::new();
     for (id, file) in references {
-        let unmatched = |missing| Error::Unmatched {
-            file: file.clone(),
-            missing,
-        };
-        let prediction = predictions
-            .remove(&id)
-            .ok_or_else(|| unmatched("prediction"))?;
+        let unmatched = |missing| Error::Unmatched { file: file.clone(), missing };
+        let prediction = predictions.remove(&id).ok_or_else(|| unmatched("prediction"))?;
         let brain_mask = match &mut brains {
             Some(brains) => Some(brains.remove(&id).ok_or_else(|| unmatched("brain mask"))?),
             None => None,
         };
-        cases.push(EvaluationCase {
-            id,
-            reference: file,
-            prediction,
-            brain_mask,
-        });
+        cases.push(EvaluationCase { id, reference: file, prediction, brain_mask });
     }
-    let left = predictions
-        .into_values()
-        .chain(brains.into_iter().flat_map(BTreeMap::into_values))
-        .next();
-    left.map_or(Ok(cases), |file| {
-        Err(Error::Unmatched {
-            file,
-            missing: "reference",
-        })
-    })
+    let left =
+        predictions.into_values().chain(brains.into_iter().flat_map(BTreeMap::into_values)).next();
+    left.map_or(Ok(cases), |file| Err(Error::Unmatched { file, missing: "reference" }))
 }
 
 fn list(folder: &Path) -> Result<BTreeMap<String, PathBuf>, Error> {
-    let fail = |source| Error::List {
-        path: folder.to_path_buf(),
-        source,
-    };
+    let fail = |source| Error::List { path: folder.to_path_buf(), source };
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(folder).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
-        let name = path
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        let Some(id) = name
-            .strip_suffix(".nii.gz")
-            .or_else(|| name.strip_suffix(".nii"))
-        else {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let Some(id) = name.strip_suffix(".nii.gz").or_else(|| name.strip_suffix(".nii")) else {
             continue;
         };
         if id.is_empty() || id.starts_with('.') {
             continue;
         }
         if let Some(first) = files.insert(id.to_owned(), path.clone()) {
-            return Err(Error::Twice {
-                first,
-                second: path,
-            });
+            return Err(Error::Twice { first, second: path });
         }
     }
     Ok(files)
@@ -191,31 +158,17 @@ pub fn evaluate(
         .map(|case| {
             let result = judge(case, &settings)?;
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            progress(Progress {
-                done,
-                total: cases.len(),
-                item: &case.id,
-            });
+            progress(Progress { done, total: cases.len(), item: &case.id });
             Ok(result)
         })
         .collect::<Result<Vec<_>, Error>>()?;
     judged.sort_by(|a, b| a.0.id.cmp(&b.0.id));
     let (cases, in_brain): (Vec<_>, Vec<_>) = judged.into_iter().unzip();
     let pooled = pool(&cases);
-    let pooled_in_brain = settings.brain_mask.then(|| {
-        pool(
-            in_brain
-                .iter()
-                .zip(&cases)
-                .map(|(b, c)| b.as_ref().unwrap_or(c)),
-        )
-    });
-    Ok(Evaluation {
-        settings,
-        cases,
-        pooled,
-        pooled_in_brain,
-    })
+    let pooled_in_brain = settings
+        .brain_mask
+        .then(|| pool(in_brain.iter().zip(&cases).map(|(b, c)| b.as_ref().unwrap_or(c))));
+    Ok(Evaluation { settings, cases, pooled, pooled_in_brain })
 }
 
 /// The result, and the one inside the brain where it differs.
@@ -254,10 +207,6 @@ fn same_grid(
     file: &Path,
 ) -> Result<(), Error> {
     geometry.difference(grid).map_or(Ok(()), |difference| {
-        Err(Error::Grid {
-            file: file.to_path_buf(),
-            reference: case.reference.clone(),
-            difference,
-        })
+        Err(Error::Grid { file: file.to_path_buf(), reference: case.reference.clone(), difference })
     })
 }

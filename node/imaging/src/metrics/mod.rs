@@ -157,19 +157,12 @@ pub struct Evaluation {
 pub fn pool<'a>(cases: impl IntoIterator<Item = &'a CaseResult>) -> Pooled {
     let cases: Vec<_> = cases.into_iter().collect();
     let sum = |count: fn(&CaseResult) -> usize| cases.iter().map(|c| count(c)).sum::<usize>();
-    let (lesions, detected, fp) = (
-        sum(|c| c.reference_lesions),
-        sum(|c| c.detected),
-        sum(|c| c.false_positives),
-    );
+    let (lesions, detected, fp) =
+        (sum(|c| c.reference_lesions), sum(|c| c.detected), sum(|c| c.false_positives));
     let ratio = |part: usize, of: usize| (of > 0).then(|| part as f64 / of as f64);
     let (sensitivity, precision) = (ratio(detected, lesions), ratio(detected, detected + fp));
     let mean = |figure: fn(&LesionResult) -> Option<f64>| {
-        let values: Vec<f64> = cases
-            .iter()
-            .flat_map(|c| &c.lesions)
-            .filter_map(figure)
-            .collect();
+        let values: Vec<f64> = cases.iter().flat_map(|c| &c.lesions).filter_map(figure).collect();
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     };
     Pooled {
@@ -191,11 +184,7 @@ pub fn pool<'a>(cases: impl IntoIterator<Item = &'a CaseResult>) -> Pooled {
 /// F_β = (1 + β²)·P·S / (β²·P + S); 0 when both are 0, undefined when one is.
 fn f_beta(beta: f64, precision: Option<f64>, sensitivity: Option<f64>) -> Option<f64> {
     let (p, s, b) = (precision?, sensitivity?, beta * beta);
-    Some(if p + s > 0.0 {
-        (1.0 + b) * p * s / (b * p + s)
-    } else {
-        0.0
-    })
+    Some(if p + s > 0.0 { (1.0 + b) * p * s / (b * p + s) } else { 0.0 })
 }
 
 #[cfg(test)]
@@ -207,13 +196,7 @@ mod tests {
     fn an_empty_pool_is_undefined_not_perfect() {
         let none = pool(&[]);
         assert_eq!(
-            (
-                none.sensitivity,
-                none.precision,
-                none.fp_per_case,
-                none.f1,
-                none.dice
-            ),
+            (none.sensitivity, none.precision, none.fp_per_case, none.f1, none.dice),
             (None, None, None, None, None)
         );
         assert_eq!(f_beta(1.0, Some(0.0), Some(0.0)), Some(0.0));

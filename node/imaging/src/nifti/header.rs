@@ -52,18 +52,11 @@ impl Scalar {
     ];
 
     fn from_code(code: i16) -> Result<Self, Cause> {
-        Self::CODES
-            .iter()
-            .find(|c| c.1 == code)
-            .map(|c| c.0)
-            .ok_or(Cause::Scalar(code))
+        Self::CODES.iter().find(|c| c.1 == code).map(|c| c.0).ok_or(Cause::Scalar(code))
     }
 
     fn row(self) -> (Self, i16, usize) {
-        *Self::CODES
-            .iter()
-            .find(|c| c.0 == self)
-            .unwrap_or(&Self::CODES[0])
+        *Self::CODES.iter().find(|c| c.0 == self).unwrap_or(&Self::CODES[0])
     }
 
     pub(super) fn code(self) -> i16 {
@@ -113,11 +106,7 @@ macro_rules! field {
         fn $name(&self, at: usize) -> $name {
             let mut b = [0u8; $n];
             b.copy_from_slice(&self.bytes[at..at + $n]);
-            if self.big {
-                $name::from_be_bytes(b)
-            } else {
-                $name::from_le_bytes(b)
-            }
+            if self.big { $name::from_be_bytes(b) } else { $name::from_le_bytes(b) }
         }
     };
 }
@@ -228,24 +217,14 @@ fn interpret(version: Version, big_endian: bool, raw: &Raw) -> Result<Header, Ca
     let mut notices = Vec::new();
     let shape = shape(&raw.dim)?;
     let scalar = Scalar::from_code(raw.datatype)?;
-    let least = if version == Version::One {
-        V1_BYTES + 4
-    } else {
-        V2_BYTES + 4
-    };
+    let least = if version == Version::One { V1_BYTES + 4 } else { V2_BYTES + 4 };
     if !(raw.offset >= least as f64 && raw.offset <= MAX_OFFSET as f64 && raw.offset.fract() == 0.0)
     {
-        return Err(Cause::Field {
-            field: "vox_offset",
-            value: raw.offset,
-        });
+        return Err(Cause::Field { field: "vox_offset", value: raw.offset });
     }
     // A slope of 0 (nifti1.h) or NaN (nibabel) means that nothing is scaled.
-    let (slope, inter) = if raw.slope == 0.0 || raw.slope.is_nan() {
-        (1.0, 0.0)
-    } else {
-        (raw.slope, raw.inter)
-    };
+    let (slope, inter) =
+        if raw.slope == 0.0 || raw.slope.is_nan() { (1.0, 0.0) } else { (raw.slope, raw.inter) };
     if !slope.is_finite() || !inter.is_finite() {
         return Err(Cause::Field {
             field: "scl_slope",
@@ -258,9 +237,7 @@ fn interpret(version: Version, big_endian: bool, raw: &Raw) -> Result<Header, Ca
         _ => 1.0,
     };
     if unit_mm != 1.0 {
-        notices.push(format!(
-            "positions are stored in units of {unit_mm} mm and were converted"
-        ));
+        notices.push(format!("positions are stored in units of {unit_mm} mm and were converted"));
     }
     let affine = affine(raw, &shape, unit_mm, &mut notices)?;
     Ok(Header {
@@ -277,10 +254,8 @@ fn interpret(version: Version, big_endian: bool, raw: &Raw) -> Result<Header, Ca
 
 fn shape(dim: &[i64; 8]) -> Result<[usize; 3], Cause> {
     let impossible = || Cause::Dimensions(dim.to_vec());
-    let axes = usize::try_from(dim[0])
-        .ok()
-        .filter(|n| (1..=7).contains(n))
-        .ok_or_else(impossible)?;
+    let axes =
+        usize::try_from(dim[0]).ok().filter(|n| (1..=7).contains(n)).ok_or_else(impossible)?;
     let mut shape = [1usize; 3];
     for axis in 0..axes.min(3) {
         let n = usize::try_from(dim[axis + 1]).map_err(|_| impossible())?;
@@ -293,11 +268,7 @@ fn shape(dim: &[i64; 8]) -> Result<[usize; 3], Cause> {
         return Err(impossible());
     }
     // Axes beyond the third are often written as 0 when they are not used.
-    match dim[4..]
-        .iter()
-        .take(axes.saturating_sub(3))
-        .find(|n| !(0..=1).contains(*n))
-    {
+    match dim[4..].iter().take(axes.saturating_sub(3)).find(|n| !(0..=1).contains(*n)) {
         Some(n) if *n < 0 => Err(impossible()),
         Some(n) => Err(Cause::Frames(*n)),
         None => Ok(shape),
@@ -324,11 +295,7 @@ fn affine(
     };
     let sform = || {
         to_mm(Matrix4::from_fn(|r, c| {
-            if r < 3 {
-                raw.srow[4 * r + c]
-            } else {
-                f64::from(u8::from(c == 3))
-            }
+            if r < 3 { raw.srow[4 * r + c] } else { f64::from(u8::from(c == 3)) }
         }))
     };
     match (raw.sform_code > 0, raw.qform_code > 0) {
@@ -368,27 +335,18 @@ fn affine(
 fn qform(raw: &Raw, spacing: [f64; 3]) -> Result<Matrix4<f64>, Cause> {
     let [b, c, d] = raw.quaternion;
     if [b, c, d].iter().chain(&raw.qoffset).any(|v| !v.is_finite()) {
-        return Err(Cause::Field {
-            field: "quatern",
-            value: f64::NAN,
-        });
+        return Err(Cause::Field { field: "quatern", value: f64::NAN });
     }
     let square = b * b + c * c + d * d;
     // Rounding may push the vector part just over 1: then the rotation is by 180 degrees.
     if square > 1.0 + 1e-3 {
-        return Err(Cause::Field {
-            field: "quatern",
-            value: square.sqrt(),
-        });
+        return Err(Cause::Field { field: "quatern", value: square.sqrt() });
     }
     let q =
         UnitQuaternion::from_quaternion(Quaternion::new((1.0 - square).max(0.0).sqrt(), b, c, d));
     let mut affine = q.to_homogeneous();
     let qfac = if raw.pixdim[0] < 0.0 { -1.0 } else { 1.0 };
-    for (axis, s) in [spacing[0], spacing[1], spacing[2] * qfac]
-        .into_iter()
-        .enumerate()
-    {
+    for (axis, s) in [spacing[0], spacing[1], spacing[2] * qfac].into_iter().enumerate() {
         affine.column_mut(axis).scale_mut(s);
         affine[(axis, 3)] = raw.qoffset[axis];
     }
@@ -428,10 +386,7 @@ pub(super) fn encode(geometry: &Geometry, scalar: Scalar) -> [u8; V1_BYTES + 4] 
     put(254, &1i16.to_le_bytes());
     for row in 0..3 {
         for column in 0..4 {
-            put(
-                280 + 16 * row + 4 * column,
-                &(affine[(row, column)] as f32).to_le_bytes(),
-            );
+            put(280 + 16 * row + 4 * column, &(affine[(row, column)] as f32).to_le_bytes());
         }
     }
     put(344, b"n+1\0");

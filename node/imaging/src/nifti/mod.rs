@@ -38,11 +38,7 @@ pub struct Error {
 
 impl Error {
     fn reading(path: &Path) -> impl FnOnce(Cause) -> Self {
-        move |cause| Self {
-            action: "reading",
-            path: path.to_path_buf(),
-            cause,
-        }
+        move |cause| Self { action: "reading", path: path.to_path_buf(), cause }
     }
 }
 

@@ -29,11 +29,7 @@ pub struct Image {
 pub fn read_image(path: &Path) -> Result<Image, Error> {
     let (header, data) = read(path, |at, v| {
         let v = v as f32;
-        if v.is_finite() {
-            Ok(v)
-        } else {
-            Err(Cause::NotFinite { at })
-        }
+        if v.is_finite() { Ok(v) } else { Err(Cause::NotFinite { at }) }
     })?;
     let volume = Volume::new(header.geometry.clone(), data)
         .map_err(Cause::from)
@@ -51,30 +47,20 @@ pub fn read_labels(path: &Path) -> Result<Volume<u16>, Error> {
             Err(Cause::NotLabel { at, value })
         }
     })?;
-    Volume::new(header.geometry, data)
-        .map_err(Cause::from)
-        .map_err(Error::reading(path))
+    Volume::new(header.geometry, data).map_err(Cause::from).map_err(Error::reading(path))
 }
 
 /// Reads a mask: 1 where the value is above 0, else 0.
 pub fn read_mask(path: &Path) -> Result<Volume<u8>, Error> {
     let (header, data) = read(path, |at, v| {
-        if v.is_finite() {
-            Ok(u8::from(v > 0.0))
-        } else {
-            Err(Cause::NotFinite { at })
-        }
+        if v.is_finite() { Ok(u8::from(v > 0.0)) } else { Err(Cause::NotFinite { at }) }
     })?;
-    Volume::new(header.geometry, data)
-        .map_err(Cause::from)
-        .map_err(Error::reading(path))
+    Volume::new(header.geometry, data).map_err(Cause::from).map_err(Error::reading(path))
 }
 
 /// Reads and checks the header only.
 pub fn read_header(path: &Path) -> Result<Header, Error> {
-    open(path)
-        .map(|(header, _)| header)
-        .map_err(Error::reading(path))
+    open(path).map(|(header, _)| header).map_err(Error::reading(path))
 }
 
 fn read<T: Clone + Default>(
@@ -104,10 +90,7 @@ fn open(path: &Path) -> Result<(Header, Box<dyn Read>), Cause> {
     let mut file = BufReader::with_capacity(1 << 16, file);
     let compressed = io::BufRead::fill_buf(&mut file)?.starts_with(&[0x1f, 0x8b]);
     let (mut stream, capacity): (Box<dyn Read>, u64) = if compressed {
-        (
-            Box::new(MultiGzDecoder::new(file)),
-            length.saturating_mul(MAX_DEFLATE_RATIO),
-        )
+        (Box::new(MultiGzDecoder::new(file)), length.saturating_mul(MAX_DEFLATE_RATIO))
     } else {
         (Box::new(file), length)
     };
@@ -118,11 +101,7 @@ fn open(path: &Path) -> Result<(Header, Box<dyn Read>), Cause> {
     };
     stream.read_exact(&mut bytes[..4]).map_err(fail)?;
     let (version, _) = header::layout([bytes[0], bytes[1], bytes[2], bytes[3]])?;
-    let size = if version == Version::One {
-        V1_BYTES
-    } else {
-        V2_BYTES
-    };
+    let size = if version == Version::One { V1_BYTES } else { V2_BYTES };
     stream.read_exact(&mut bytes[4..size]).map_err(fail)?;
     let header = header::parse(&bytes[..size])?;
     let promised = header.voxel_bytes();
@@ -157,9 +136,7 @@ fn voxels<T: Clone + Default>(
     let mut plane = vec![0u8; ni * nj * size];
     let mut data = Array3::<T>::default((ni, nj, nk));
     for k in 0..nk {
-        stream
-            .read_exact(&mut plane)
-            .map_err(|e| stream_error(e, promised))?;
+        stream.read_exact(&mut plane).map_err(|e| stream_error(e, promised))?;
         if header.big_endian {
             plane.chunks_exact_mut(size).for_each(<[u8]>::reverse);
         }

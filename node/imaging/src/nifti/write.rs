@@ -34,15 +34,8 @@ voxel!(u8 => U8, i8 => I8, u16 => U16, i16 => I16, u32 => U32, i32 => I32, u64 =
 /// Writes `.nii` or `.nii.gz` (by the name) durably and reproducibly; sform always, qform where
 /// the affine has no shear. Affines are stored as 32-bit floats, as NIfTI-1 defines them.
 pub fn write<T: Voxel>(path: &Path, volume: &Volume<T>) -> Result<(), Error> {
-    let fail = |cause| Error {
-        action: "writing",
-        path: path.to_path_buf(),
-        cause,
-    };
-    let name = path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let fail = |cause| Error { action: "writing", path: path.to_path_buf(), cause };
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let done = if name.ends_with(".nii.gz") {
         durable::write_with(path, |file| {
             let mut gz = GzEncoder::new(file, Compression::fast());

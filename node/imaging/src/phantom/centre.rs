@@ -1,0 +1,247 @@
+//! The six centres of the paper: how many metastases, how large, and what their scanners make of them.
+
+use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
+use statrs::distribution::{ContinuousCDF, Normal};
+
+/// No metastasis is larger than this share of the brain (about 35 cm³ in an adult).
+pub const LARGEST_SHARE_OF_BRAIN: f64 = 0.025;
+/// All metastases of a volume together take at most this share of the brain.
+pub const ALL_SHARE_OF_BRAIN: f64 = 0.10;
+/// Nothing smaller is called a metastasis: about 2 mm across.
+pub const SMALLEST_CM3: f64 = 0.004;
+/// Cap under which the size distribution has the mean of the table.
+const FULL_SIZE_CAP_CM3: f64 = 35.0;
+
+/// A centre whose cohort is imitated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Centre {
+    /// Erlangen: 1.5 T, homogeneous.
+    Uker,
+    /// Zurich: 3 T, lesions near cortex and meninges.
+    Usz,
+    /// Stanford: few patients, dense.
+    Stanford,
+    /// San Francisco: vessels and meninges strongly enhanced.
+    Ucsf,
+    /// New York: thick slices.
+    Nyu,
+    /// BraTS-METS: thick slices.
+    Brats,
+}
+
+impl std::str::FromStr for Centre {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|c| c.name() == name.to_ascii_lowercase());
+        known.ok_or_else(|| {
+            format!(
+                "unknown centre {name:?}; choose one of {}",
+                Self::ALL.map(Self::name).join(", ")
+            )
+        })
+    }
+}
+
+/// What a centre's volumes look like. First four figures: the paper's Table 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Profile {
+    /// Mean number of metastases in a volume.
+    pub per_volume: f64,
+    /// Mean size.
+    pub mean_cm3: f64,
+    /// Median size.
+    pub median_cm3: f64,
+    /// Share of metastases of at most 0.1 cm³.
+    pub share_small: f64,
+    /// Slice thickness, least and greatest.
+    pub through_plane_mm: [f64; 2],
+    /// Standard deviation of the noise as a share of white matter.
+    pub noise: f64,
+    /// Amplitude of the bias field.
+    pub bias: f64,
+    /// Number of vessels, against 1 as usual.
+    pub vessels: f64,
+    /// Share of the meninges that enhances.
+    pub meninges: f64,
+    /// Share of metastases placed near cortex and meninges.
+    pub superficial: f64,
+    /// Grey against white matter.
+    pub grey: f64,
+}
+
+impl Centre {
+    /// All six.
+    pub const ALL: [Self; 6] =
+        [Self::Uker, Self::Usz, Self::Stanford, Self::Ucsf, Self::Nyu, Self::Brats];
+
+    /// In lower case, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uker => "uker",
+            Self::Usz => "usz",
+            Self::Stanford => "stanford",
+            Self::Ucsf => "ucsf",
+            Self::Nyu => "nyu",
+            Self::Brats => "brats",
+        }
+    }
+
+    /// Its parameters.
+    pub fn profile(self) -> Profile {
+        let usual = Profile {
+            per_volume: 2.2,
+            mean_cm3: 1.642,
+            median_cm3: 0.132,
+            share_small: 0.444,
+            through_plane_mm: [1.0, 1.0],
+            noise: 0.035,
+            bias: 0.08,
+            vessels: 1.0,
+            meninges: 0.25,
+            superficial: 0.3,
+            grey: 0.77,
+        };
+        let table = |per_volume, mean_cm3, median_cm3, share_small| Profile {
+            per_volume,
+            mean_cm3,
+            median_cm3,
+            share_small,
+            ..usual
+        };
+        match self {
+            Self::Uker => usual,
+            Self::Usz => Profile {
+                through_plane_mm: [0.6, 0.6],
+                noise: 0.03,
+                bias: 0.18,
+                meninges: 0.35,
+                superficial: 0.9,
+                grey: 0.74,
+                ..table(4.2, 1.506, 0.229, 0.354)
+            },
+            Self::Stanford => {
+                Profile { noise: 0.03, bias: 0.14, grey: 0.76, ..table(12.2, 0.352, 0.054, 0.675) }
+            }
+            Self::Ucsf => Profile {
+                through_plane_mm: [1.0, 1.5],
+                bias: 0.15,
+                vessels: 1.8,
+                meninges: 0.5,
+                ..table(10.3, 0.327, 0.034, 0.712)
+            },
+            Self::Nyu => Profile {
+                through_plane_mm: [1.0, 5.0],
+                noise: 0.045,
+                bias: 0.12,
+                ..table(6.6, 0.828, 0.078, 0.555)
+            },
+            Self::Brats => Profile {
+                through_plane_mm: [1.0, 5.0],
+                noise: 0.05,
+                bias: 0.15,
+                ..table(7.8, 1.371, 0.073, 0.563)
+            },
+        }
+    }
+}
+
+/// Log-normal sizes, held between a smallest and a largest one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sizes {
+    mu: f64,
+    sigma: f64,
+}
+
+impl Sizes {
+    /// The log-normal with the centre's median whose mean under the cap of an adult brain is the
+    /// centre's; the share of small ones follows (a test compares it with the table).
+    pub fn of(profile: &Profile) -> Self {
+        let mu = profile.median_cm3.ln();
+        let (mut low, mut high) = (0.5, 5.0);
+        for _ in 0..60 {
+            let sigma = (low + high) / 2.0;
+            if capped_mean(mu, sigma, FULL_SIZE_CAP_CM3) < profile.mean_cm3 {
+                low = sigma
+            } else {
+                high = sigma
+            }
+        }
+        Self { mu, sigma: (low + high) / 2.0 }
+    }
+
+    /// One size in cm³, before the cap of a particular brain.
+    pub fn draw(&self, rng: &mut impl Rng) -> f64 {
+        (self.mu + self.sigma * normal(rng)).exp().clamp(SMALLEST_CM3, FULL_SIZE_CAP_CM3)
+    }
+}
+
+/// Mean of min(X, cap) for log-normal X.
+fn capped_mean(mu: f64, sigma: f64, cap: f64) -> f64 {
+    let phi = |z: f64| Normal::standard().cdf(z);
+    let z = (cap.ln() - mu) / sigma;
+    (mu + sigma * sigma / 2.0).exp() * phi(z - sigma) + cap * (1.0 - phi(z))
+}
+
+/// Number of metastases of a volume: one, and a negative binomial (two failures) on top of it,
+/// since patients differ widely.
+pub fn draw_count(per_volume: f64, rng: &mut impl Rng) -> usize {
+    let exponential = |rng: &mut dyn Rng| -(1.0 - rng.random::<f64>()).ln();
+    let rate = (per_volume - 1.0) / 2.0 * (exponential(rng) + exponential(rng));
+    let (mut count, mut product) = (0, rng.random::<f64>());
+    while product > (-rate).exp() {
+        count += 1;
+        product *= rng.random::<f64>();
+    }
+    1 + count
+}
+
+/// Standard normal deviate (Box and Muller).
+pub(super) fn normal(rng: &mut impl Rng) -> f64 {
+    let (u, v) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    #[test]
+    fn sizes_and_counts_fit_the_table_of_the_paper() {
+        for centre in Centre::ALL {
+            let profile = centre.profile();
+            let mut rng = ChaCha8Rng::seed_from_u64(7);
+            let sizes = Sizes::of(&profile);
+            let mut drawn: Vec<f64> = (0..200_000).map(|_| sizes.draw(&mut rng)).collect();
+            drawn.sort_by(f64::total_cmp);
+            let n = drawn.len() as f64;
+            let mean = drawn.iter().sum::<f64>() / n;
+            let median = drawn[drawn.len() / 2];
+            let small = drawn.iter().filter(|v| **v <= 0.1).count() as f64 / n;
+            let counts =
+                (0..50_000).map(|_| draw_count(profile.per_volume, &mut rng) as f64).sum::<f64>()
+                    / 50_000.0;
+            let name = centre.name();
+            assert!((mean / profile.mean_cm3 - 1.0).abs() < 0.03, "{name}: mean {mean}");
+            assert!((median / profile.median_cm3 - 1.0).abs() < 0.03, "{name}: median {median}");
+            assert!((small - profile.share_small).abs() < 0.06, "{name}: {small} are small");
+            assert!(
+                (counts / profile.per_volume - 1.0).abs() < 0.03,
+                "{name}: {counts} per volume"
+            );
+        }
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for centre in Centre::ALL {
+            assert_eq!(centre.name().parse::<Centre>(), Ok(centre));
+        }
+        assert!("basel".parse::<Centre>().unwrap_err().contains("uker, usz"));
+    }
+}

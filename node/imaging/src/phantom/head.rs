@@ -1,0 +1,227 @@
+//! The head before disease: a synthetic one, or a real one bent into another patient's.
+
+use ndarray::{Array3, Zip};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use super::centre::Profile;
+use super::noise::{Noise, Point, ramp};
+use crate::distance::distance_mm;
+use crate::preprocess::percentile;
+use crate::volume::{Geometry, Volume};
+
+/// Semi-axes of an adult brain, right-left, front-back, top-bottom.
+const ADULT_MM: [f64; 3] = [66.0, 84.0, 62.0];
+/// How far and over which distance a real anatomy is bent.
+const BEND_MM: (f64, f64) = (4.0, 70.0);
+
+/// A noise-free head on its grid.
+pub(super) struct Head {
+    pub(super) geometry: Geometry,
+    pub(super) image: Array3<f32>,
+    pub(super) brain: Array3<u8>,
+    /// Distance in mm to the surface of the brain, negative outside.
+    pub(super) depth_mm: Array3<f32>,
+    /// Intensity of white matter.
+    pub(super) white: f64,
+    /// Size against an adult's.
+    pub(super) scale: f64,
+    /// Semi-axes of a synthetic brain; a real one brings its own vessels and falx.
+    pub(super) synthetic_mm: Option<[f64; 3]>,
+    /// Where contrast agent collects in the ventricles (choroid plexus), 0 to 1.
+    pub(super) plexus: Option<Array3<f32>>,
+}
+
+impl Head {
+    /// Position of a voxel in mm from the middle of the volume.
+    pub(super) fn point(&self, (i, j, k): (usize, usize, usize)) -> Point {
+        point(&self.geometry, (i, j, k))
+    }
+
+    pub(super) fn brain_cm3(&self) -> f64 {
+        self.brain.iter().filter(|b| **b > 0).count() as f64 * self.geometry.voxel_mm3() / 1000.0
+    }
+}
+
+pub(super) fn point(geometry: &Geometry, (i, j, k): (usize, usize, usize)) -> Point {
+    let (shape, spacing) = (geometry.shape(), geometry.spacing_mm());
+    let index = [i, j, k];
+    [0, 1, 2].map(|n| (index[n] as f64 - (shape[n] as f64 - 1.0) / 2.0) * spacing[n])
+}
+
+/// A brain with folded cortex, ventricles and basal ganglia, in skull and scalp if wanted.
+pub(super) fn synthetic(
+    geometry: &Geometry,
+    profile: &Profile,
+    skull: bool,
+    rng: &mut ChaCha8Rng,
+) -> Head {
+    let (shape, spacing) = (geometry.shape(), geometry.spacing_mm());
+    let room = if skull { 0.41 } else { 0.46 };
+    let half: [f64; 3] = std::array::from_fn(|n| {
+        (room * shape[n] as f64 * spacing[n]).min(ADULT_MM[n]) * rng.random_range(0.93..1.0)
+    });
+    let scale = (half.iter().product::<f64>() / ADULT_MM.iter().product::<f64>()).cbrt();
+    // Folds and layers of a small brain are shrunk less than the brain: a voxel must hold them.
+    let fine = scale.max(0.45);
+    let white = rng.random_range(300.0..700.0);
+    let (grey, csf) = (profile.grey * rng.random_range(0.97..1.03), rng.random_range(0.28..0.38));
+    let mut field = |wavelength_mm: f64| Noise::new(rng.random(), wavelength_mm);
+    let (outline, fold, wrinkle) = (field(45.0 * scale), field(17.0 * fine), field(8.0 * fine));
+    let (warp, plexus_noise, marrow) = (field(30.0 * scale), field(9.0 * fine), field(10.0 * fine));
+    let ventricle_size = rng.random_range(0.8..1.25);
+    let cortex_mm = (3.0 * scale).max(1.6 * spacing[0]);
+
+    let dim = (shape[0], shape[1], shape[2]);
+    let mut head = Head {
+        geometry: geometry.clone(),
+        image: Array3::zeros(dim),
+        brain: Array3::zeros(dim),
+        depth_mm: Array3::zeros(dim),
+        white,
+        scale,
+        synthetic_mm: Some(half),
+        plexus: None,
+    };
+    let mut plexus = Array3::zeros(dim);
+    Zip::indexed(&mut head.image)
+        .and(&mut head.brain)
+        .and(&mut head.depth_mm)
+        .and(&mut plexus)
+        .for_each(|at, value, brain, depth, plexus| {
+            let p = point(geometry, at);
+            let u: Point = [0, 1, 2].map(|n| p[n] / half[n]);
+            let (r, length) = (norm(u).max(1e-3), norm(p));
+            let d = length.max(1e-3) * (1.0 / r - 1.0) + 4.0 * scale * outline.at(p);
+            *depth = d as f32;
+            if d <= 0.0 {
+                *value = if skull {
+                    (outside(-d / fine, csf, marrow.at(p)) * white) as f32
+                } else {
+                    0.0
+                };
+                // Extraction tools leave a rim of meninges in the mask.
+                *brain = u8::from(d > -0.5);
+                return;
+            }
+            *brain = 1;
+            // Sulci run where the noise changes sign; the cortex lines them.
+            let crease = (fold.at(p) + 0.45 * wrinkle.at(p)).abs();
+            let ridge = (1.0 - crease / 0.34).max(0.0);
+            let lining = (1.0 - crease / 0.9).max(0.0);
+            let mut folded = d - 20.0 * fine * ridge * ridge;
+            if p[2] > -0.25 * half[2] {
+                // The cleft between the hemispheres.
+                folded = folded.min(p[0].abs() - 0.7 + (d - 0.62 * half[2]).max(0.0));
+            }
+            let mut tissue = csf + (grey - csf) * ramp(folded, -0.5, 0.6);
+            let below_cortex = (d - cortex_mm).min(d - 17.0 * fine * lining);
+            tissue += (1.0 - grey) * ramp(below_cortex, -0.7, 0.7) * ramp(folded, -0.5, 0.6);
+            let side = [u[0].abs(), u[1], u[2]];
+            let w = 0.04 * warp.at(p);
+            let ganglia = ellipsoid(side, [0.27, 0.06, -0.02], [0.12, 0.24, 0.17]) + w;
+            tissue += (grey * 1.03 - tissue) * ramp(ganglia, -0.02, 0.04);
+            let horn = ellipsoid(
+                side,
+                [0.13 + 0.10 * (u[1] + 0.1).powi(2), -0.05, 0.13],
+                [0.075, 0.40, 0.11].map(|x| x * ventricle_size),
+            );
+            let third =
+                ellipsoid(u, [0.0, 0.0, -0.08], [0.035, 0.16, 0.12].map(|x| x * ventricle_size));
+            let ventricle = ramp(horn.max(third) + w, -0.015, 0.03);
+            tissue += (csf - tissue) * ventricle;
+            *plexus = (ventricle * ramp(plexus_noise.at(p), 0.35, 0.55)) as f32;
+            *value = (tissue * white) as f32;
+        });
+    head.plexus = Some(plexus);
+    head
+}
+
+/// From the brain outwards: fluid, bone with marrow, fatty scalp, air. In units of an adult's mm.
+fn outside(mm: f64, csf: f64, marrow: f64) -> f64 {
+    let bone = 0.10 + 0.35 * ramp(2.0 - (mm - 4.6).abs(), 0.4, 1.2) * ramp(marrow, -0.6, 0.4);
+    let layers = [(0.0, csf), (2.0, bone), (7.2, 1.25), (10.8, 0.02)];
+    layers.iter().skip(1).fold(layers[0].1, |value, (from, next)| {
+        value + (next - value) * ramp(mm - from, -0.5, 0.5)
+    })
+}
+
+/// Positive inside, roughly the distance to the surface in units of the brain.
+fn ellipsoid(u: Point, centre: Point, half: Point) -> f64 {
+    let q: Point = [0, 1, 2].map(|n| (u[n] - centre[n]) / half[n]);
+    (1.0 - norm(q)) * half[0].min(half[1]).min(half[2])
+}
+
+pub(super) fn norm(p: Point) -> f64 {
+    (p[0] * p[0] + p[1] * p[1] + p[2] * p[2]).sqrt()
+}
+
+/// A real head, mirrored or not and smoothly bent, so that no two patients share their anatomy.
+pub(super) fn real(anatomy: &Volume<f32>, mask: &Array3<u8>, rng: &mut ChaCha8Rng) -> Head {
+    let geometry = anatomy.geometry().clone();
+    let spacing = geometry.spacing_mm();
+    let shape = geometry.shape();
+    let mirror = rng.random_bool(0.5);
+    let bends: [Noise; 3] = std::array::from_fn(|_| Noise::new(rng.random(), BEND_MM.1));
+    let sample = |at: (usize, usize, usize)| -> [f64; 3] {
+        let p = point(&geometry, at);
+        let index = [at.0, at.1, at.2];
+        std::array::from_fn(|n| {
+            let moved = index[n] as f64 + BEND_MM.0 * bends[n].at(p) / spacing[n];
+            if n == 0 && mirror { shape[0] as f64 - 1.0 - moved } else { moved }
+        })
+    };
+    let dim = (shape[0], shape[1], shape[2]);
+    let mut image = Array3::zeros(dim);
+    let mut brain = Array3::zeros(dim);
+    Zip::indexed(&mut image).and(&mut brain).for_each(|at, value, brain| {
+        let x = sample(at);
+        *value = trilinear(anatomy.data(), x, |v| f64::from(*v)) as f32;
+        *brain = u8::from(trilinear(mask, x, |v| f64::from(*v)) > 0.5);
+    });
+    let outside = brain.map(|b| 1 - b);
+    let mut depth_mm = distance_mm(&outside, spacing).mapv(|d| d as f32);
+    Zip::from(&mut depth_mm)
+        .and(&distance_mm(&brain, spacing))
+        .for_each(|d, out| *d -= *out as f32);
+    // White matter is the brightest tissue of the brain in T1.
+    let mut inside: Vec<f32> =
+        image.iter().zip(&brain).filter(|(_, b)| **b > 0).map(|(v, _)| *v).collect();
+    let stored_white =
+        if inside.is_empty() { 1.0 } else { percentile(&mut inside, 80.0).max(1e-6) };
+    let white = rng.random_range(300.0..700.0);
+    image.mapv_inplace(|v| (f64::from(v) * white / stored_white) as f32);
+    let volume_mm3 = inside.len() as f64 * geometry.voxel_mm3();
+    let adult_mm3 = 4.0 / 3.0 * std::f64::consts::PI * ADULT_MM.iter().product::<f64>();
+    Head {
+        geometry,
+        image,
+        brain,
+        depth_mm,
+        white,
+        scale: (volume_mm3 / adult_mm3).cbrt(),
+        synthetic_mm: None,
+        plexus: None,
+    }
+}
+
+fn trilinear<T>(data: &Array3<T>, at: [f64; 3], value: impl Fn(&T) -> f64) -> f64 {
+    let shape = data.shape();
+    let low: [usize; 3] =
+        std::array::from_fn(|n| at[n].clamp(0.0, shape[n] as f64 - 1.0).floor() as usize);
+    let part: [f64; 3] =
+        std::array::from_fn(|n| (at[n].clamp(0.0, shape[n] as f64 - 1.0)) - low[n] as f64);
+    let mut sum = 0.0;
+    for corner in 0..8usize {
+        let mut weight = 1.0;
+        let index: [usize; 3] = std::array::from_fn(|n| {
+            let up = corner >> n & 1;
+            weight *= if up == 1 { part[n] } else { 1.0 - part[n] };
+            (low[n] + up).min(shape[n] - 1)
+        });
+        if weight > 0.0 {
+            sum += weight * value(&data[index]);
+        }
+    }
+    sum
+}

@@ -1,0 +1,319 @@
+//! Cohorts of synthetic heads, because no patient data may be shipped.
+//!
+//! Every patient has an own anatomy, own vessels and own metastases, drawn from a seed. Number and
+//! sizes of metastases follow the paper's Table 1 for the imitated [`Centre`]; a brain smaller than
+//! an adult's caps them ([`LARGEST_SHARE_OF_BRAIN`], [`ALL_SHARE_OF_BRAIN`]), which the report counts.
+//! Slices thicker than the grid are imitated by blurring along k, as after resampling to the grid.
+
+mod centre;
+mod enhance;
+mod head;
+mod metastasis;
+mod noise;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ndarray::{Array3, Axis, Zip};
+use ndarray_ndimage::{BorderMode, gaussian_filter1d};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+pub use centre::{
+    ALL_SHARE_OF_BRAIN, Centre, LARGEST_SHARE_OF_BRAIN, Profile, SMALLEST_CM3, Sizes, draw_count,
+};
+use metastasis::Painted;
+use noise::Noise;
+
+use crate::cohort::{self, Case, Cohort, LabelRule, MAX_CASES, Split};
+use crate::preprocess::Background;
+use crate::volume::{self, Geometry, Volume};
+use crate::{OnProgress, Progress, nifti};
+
+/// Shortest axis of a phantom: the window of a segment (25 voxels) must find room to move.
+pub const MIN_EDGE: usize = 32;
+/// Longest axis of a phantom.
+pub const MAX_EDGE: usize = 512;
+/// Memory that cases made at the same time may take together.
+const MEMORY_BYTES: usize = 4 << 30;
+/// Peak memory of one case.
+const BYTES_PER_VOXEL: usize = 64;
+
+/// Why a cohort could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder cannot be used.
+    #[error("making a cohort in {}: {source}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is a cohort already.
+    #[error("making a cohort in {}: it already holds a cohort.toml; choose another folder", .0.display())]
+    Exists(PathBuf),
+    /// A shape that cannot hold a head.
+    #[error("a phantom of {0:?} voxels; every axis needs 32 to 512")]
+    Shape([usize; 3]),
+    /// A spacing that cannot be.
+    #[error(transparent)]
+    Geometry(#[from] volume::Error),
+    /// No case asked for, or too many.
+    #[error("a cohort of {0} cases; choose 1 to 50000")]
+    Cases(usize),
+    /// The anatomy or a case could not be read or written.
+    #[error(transparent)]
+    File(#[from] nifti::Error),
+    /// Anatomy and mask do not fit.
+    #[error("the mask lies on another grid than the anatomy ({0}); give a mask of that very image")]
+    MaskGrid(String),
+    /// The mask holds no brain.
+    #[error(
+        "the brain mask of the anatomy covers {0} voxels, too few for a brain; give a mask with --anatomy-mask"
+    )]
+    MaskSize(usize),
+    /// The cohort file could not be written.
+    #[error(transparent)]
+    Cohort(#[from] cohort::Error),
+}
+
+/// A real head to paint on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anatomy {
+    /// A T1 volume.
+    pub image: PathBuf,
+    /// Brain where above 0; without it the image must be skull-stripped (0 outside the brain).
+    pub mask: Option<PathBuf>,
+}
+
+/// What to make.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SynthOptions {
+    /// The centre to imitate.
+    pub centre: Centre,
+    /// Cases of the train split.
+    pub train: usize,
+    /// Cases of the validation split.
+    pub validation: usize,
+    /// Cases of the test split.
+    pub test: usize,
+    /// Voxels along i, j, k; with an anatomy its own grid is used.
+    pub shape: [usize; 3],
+    /// Distance between voxels.
+    pub spacing_mm: [f64; 3],
+    /// The same seed makes the same cohort.
+    pub seed: u64,
+    /// Paint on this head instead of a synthetic one.
+    pub anatomy: Option<Anatomy>,
+    /// Whether synthetic heads have skull and scalp.
+    pub skull: bool,
+}
+
+impl SynthOptions {
+    /// Ten, three and five small heads, for demonstrations.
+    pub fn small(centre: Centre) -> Self {
+        Self {
+            centre,
+            train: 10,
+            validation: 3,
+            test: 5,
+            shape: [64, 72, 56],
+            spacing_mm: [1.0; 3],
+            seed: 1,
+            anatomy: None,
+            skull: true,
+        }
+    }
+}
+
+/// What was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Synthesised {
+    /// The cohort file.
+    pub cohort: PathBuf,
+    /// Volumes written.
+    pub cases: usize,
+    /// Metastases in all labels.
+    pub metastases: usize,
+    /// Of these, smaller than drawn because the brain is small.
+    pub limited: usize,
+    /// Drawn, but left out because the brain had no room.
+    pub left_out: usize,
+}
+
+enum Source {
+    Synthetic(Geometry),
+    Real(Volume<f32>, Array3<u8>),
+}
+
+/// One synthetic patient.
+#[derive(Debug, Clone)]
+pub struct Phantom {
+    /// Intensities.
+    pub image: Volume<f32>,
+    /// 1 in metastases.
+    pub label: Volume<u8>,
+    /// 1 in the brain.
+    pub brain: Volume<u8>,
+    painted: Painted,
+}
+
+/// Makes a cohort in `folder`: `image/`, `label/`, `brain/` and, last of all, `cohort.toml`.
+pub fn synthesise(
+    folder: &Path,
+    options: &SynthOptions,
+    progress: OnProgress<'_>,
+) -> Result<Synthesised, Error> {
+    let total = options.train.saturating_add(options.validation).saturating_add(options.test);
+    if total == 0 || total > MAX_CASES {
+        return Err(Error::Cases(total));
+    }
+    let source = source(options)?;
+    if folder.join("cohort.toml").exists() {
+        return Err(Error::Exists(folder.to_path_buf()));
+    }
+    for part in ["image", "label", "brain"] {
+        let path = folder.join(part);
+        std::fs::create_dir_all(&path).map_err(|source| Error::Folder { path, source })?;
+    }
+    let splits = [
+        (Split::Train, options.train),
+        (Split::Validation, options.validation),
+        (Split::Test, options.test),
+    ];
+    let cases: Vec<Case> =
+        (splits.into_iter().flat_map(|(split, n)| std::iter::repeat_n(split, n)).zip(1..))
+            .map(|(split, n)| {
+                let id = format!("{}-{n:04}", options.centre.name());
+                let file = |part: &str| folder.join(part).join(format!("{id}.nii.gz"));
+                Case {
+                    patient: format!("{}-p{n:04}", options.centre.name()),
+                    image: file("image"),
+                    label: file("label"),
+                    brain_mask: file("brain"),
+                    split,
+                    id,
+                }
+            })
+            .collect();
+    let done = AtomicUsize::new(0);
+    let mut painted = Vec::with_capacity(total);
+    let voxels = match &source {
+        Source::Synthetic(geometry) => geometry.voxels(),
+        Source::Real(image, _) => image.geometry().voxels(),
+    };
+    let at_once =
+        (MEMORY_BYTES / (voxels * BYTES_PER_VOXEL)).clamp(1, rayon::current_num_threads());
+    let write = |case: &Case| {
+        let phantom = make(options, &source, &case.id);
+        nifti::write(&case.image, &phantom.image.map(|v| v.round().clamp(0.0, 32767.0) as i16))?;
+        nifti::write(&case.label, &phantom.label)?;
+        nifti::write(&case.brain_mask, &phantom.brain)?;
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        progress(Progress { done, total, item: &case.id });
+        Ok::<_, nifti::Error>(phantom.painted)
+    };
+    for batch in cases.chunks(at_once) {
+        painted.extend(batch.par_iter().map(write).collect::<Result<Vec<_>, _>>()?);
+    }
+    let cohort = Cohort {
+        name: options.centre.name().to_owned(),
+        label: LabelRule::default(),
+        background: Background::default(),
+        cases,
+    };
+    let sum = |count: fn(&Painted) -> usize| painted.iter().map(count).sum();
+    Ok(Synthesised {
+        cohort: cohort.save(folder)?,
+        cases: total,
+        metastases: sum(|p| p.lesions),
+        limited: sum(|p| p.limited),
+        left_out: sum(|p| p.left_out),
+    })
+}
+
+/// Makes one patient in memory; the same options and id give the same patient.
+pub fn phantom(options: &SynthOptions, id: &str) -> Result<Phantom, Error> {
+    Ok(make(options, &source(options)?, id))
+}
+
+fn source(options: &SynthOptions) -> Result<Source, Error> {
+    let check_shape = |shape: [usize; 3]| {
+        let fits = shape.iter().all(|n| (MIN_EDGE..=MAX_EDGE).contains(n));
+        if fits { Ok(()) } else { Err(Error::Shape(shape)) }
+    };
+    let Some(anatomy) = &options.anatomy else {
+        check_shape(options.shape)?;
+        return Ok(Source::Synthetic(Geometry::with_spacing(options.shape, options.spacing_mm)?));
+    };
+    let image = nifti::read_image(&anatomy.image)?.volume;
+    check_shape(image.geometry().shape())?;
+    let mask = match &anatomy.mask {
+        Some(path) => {
+            let mask = nifti::read_mask(path)?;
+            if let Some(difference) = image.geometry().difference(mask.geometry()) {
+                return Err(Error::MaskGrid(difference));
+            }
+            mask.into_parts().1
+        }
+        None => image.data().map(|v| u8::from(*v > 0.0)),
+    };
+    let covered = mask.iter().filter(|v| **v > 0).count();
+    if covered < MIN_EDGE.pow(3) / 8 {
+        return Err(Error::MaskSize(covered));
+    }
+    Ok(Source::Real(image, mask))
+}
+
+fn make(options: &SynthOptions, source: &Source, id: &str) -> Phantom {
+    let mut hash = Sha256::new();
+    hash.update(options.seed.to_le_bytes());
+    hash.update(id.as_bytes());
+    let mut rng = ChaCha8Rng::from_seed(hash.finalize().into());
+    let profile = options.centre.profile();
+    let mut head = match source {
+        Source::Synthetic(geometry) => head::synthetic(geometry, &profile, options.skull, &mut rng),
+        Source::Real(image, mask) => head::real(image, mask, &mut rng),
+    };
+    enhance::healthy(&mut head, &profile, &mut rng);
+    let mut label = Array3::zeros(head.image.dim());
+    let painted = metastasis::paint(&mut head, &mut label, &profile, &mut rng);
+    scan(&mut head, &profile, &mut rng);
+    if !options.skull && head.synthetic_mm.is_some() {
+        Zip::from(&mut head.image).and(&head.brain).for_each(|v, b| *v *= f32::from(*b));
+    }
+    let on = |data| Volume::on_grid_of(&head.geometry, data);
+    Phantom {
+        label: on(label),
+        brain: on(head.brain),
+        image: Volume::on_grid_of(&head.geometry, head.image),
+        painted,
+    }
+}
+
+/// What the scanner adds: thick slices, a bias field, noise (Rician, as magnitudes have it).
+fn scan(head: &mut head::Head, profile: &Profile, rng: &mut ChaCha8Rng) {
+    let [thin, thick] = profile.through_plane_mm;
+    let thickness = if thick > thin { rng.random_range(thin..thick) } else { thin };
+    let spacing = head.geometry.spacing_mm()[2];
+    if thickness > 1.2 * spacing {
+        // A slice profile as a Gaussian with the thickness as its full width at half maximum.
+        let sigma = (thickness / spacing / 2.355) as f32;
+        head.image = gaussian_filter1d(&head.image, sigma, Axis(2), 0, BorderMode::Nearest, 3);
+    }
+    let bias = Noise::new(rng.random(), 90.0 * head.scale.max(0.4));
+    // A real image brings noise of its own.
+    let share = if head.synthetic_mm.is_some() { profile.noise } else { profile.noise / 3.0 };
+    let sd = share * head.white;
+    let geometry = &head.geometry;
+    Zip::indexed(&mut head.image).for_each(|at, v| {
+        let field = (profile.bias * bias.at(head::point(geometry, at))).exp();
+        let (real, imaginary) =
+            (f64::from(*v) * field + sd * centre::normal(rng), sd * centre::normal(rng));
+        *v = real.hypot(imaginary) as f32;
+    });
+}
