@@ -1,0 +1,355 @@
+//! A model on the host, and its bytes: exactly the layout that [`rondo::checkpoint`] computes.
+
+use crate::layers::{Layers, Part};
+use crate::random::{self, Purpose};
+use rondo::checkpoint::{Layout, VerifiedCheckpoint};
+use rondo::recipe::Architecture;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// Largest header that is read to find out a model's widths.
+const HEADER_MAX_BYTES: u64 = 1024 * 1024;
+
+/// Why a model could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The widths cannot be found.
+    #[error("this is not a model of Rondo: {0}")]
+    Widths(String),
+    /// The layout is not the one of its widths.
+    #[error(transparent)]
+    Layout(#[from] rondo::checkpoint::Error),
+    /// A tensor is missing or has another number of elements.
+    #[error("tensor `{name}` is missing or has not {expected} values")]
+    Tensor {
+        /// Its name.
+        name: String,
+        /// Values needed.
+        expected: usize,
+    },
+}
+
+/// Adam's state beside the weights. The vectors run parallel to [`Weights::parameters`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moments {
+    /// Mean of the gradients, not bias-corrected.
+    pub first: Vec<f32>,
+    /// Mean of their squares, not bias-corrected.
+    pub second: Vec<f32>,
+    /// Running maximum of `second` (amsgrad).
+    pub maximum: Vec<f32>,
+    /// Updates so far.
+    pub step: u32,
+    /// Learning rate at the end, which `optimizer_on_arrival = carry` starts from.
+    pub learning_rate: f64,
+}
+
+/// A model on the host: three vectors, in the order of the published optimizer state.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weights {
+    /// Widths of the network.
+    pub architecture: Architecture,
+    /// All trainable tensors, one after the other.
+    pub parameters: Vec<f32>,
+    /// Running means of all BatchNorms.
+    pub mean: Vec<f32>,
+    /// Running (unbiased) variances of all BatchNorms.
+    pub variance: Vec<f32>,
+    /// Adam's state, where a recipe carries it.
+    pub optimizer: Option<Moments>,
+}
+
+impl Weights {
+    /// A fresh model. Kaiming normal (fan-out, gain of ReLU) for every convolution, so the last
+    /// one's deviation is 1; BatchNorm γ = 1, β = 0; last bias uniform within ±1/√m.
+    #[must_use]
+    pub fn initial(architecture: Architecture, seed: u64) -> Self {
+        let layers = Layers::new(&architecture);
+        let mut rng = random::stream(seed, Purpose::InitialWeights, 0, 0);
+        let mut parameters = vec![0.0; layers.parameters];
+        let kernels = layers.normalised.iter().map(|l| (l.kernel, &l.weight));
+        for (kernel, range) in kernels.chain([(layers.last_kernel, &layers.last_weight)]) {
+            let fan_out = kernel[0] * kernel[2..].iter().product::<usize>();
+            #[allow(clippy::cast_precision_loss)]
+            let deviation = (2.0 / fan_out as f64).sqrt();
+            for value in &mut parameters[range.clone()] {
+                *value = narrow(deviation * random::normal(&mut rng));
+            }
+        }
+        for layer in &layers.normalised {
+            parameters[layer.gamma.clone()].fill(1.0);
+        }
+        let bound = 1.0 / f64::from(architecture.m).sqrt();
+        for value in &mut parameters[layers.last_bias.clone()] {
+            *value = narrow(bound * (2.0 * random::unit(&mut rng) - 1.0));
+        }
+        Self {
+            architecture,
+            parameters,
+            mean: vec![0.0; layers.statistics],
+            variance: vec![1.0; layers.statistics],
+            optimizer: None,
+        }
+    }
+
+    /// Reads a verified checkpoint of `architecture`.
+    ///
+    /// # Errors
+    /// Bytes that were verified against another architecture.
+    pub fn from_checkpoint(checkpoint: &VerifiedCheckpoint) -> Result<Self, Error> {
+        Self::from_bytes(checkpoint.bytes())
+    }
+
+    /// Reads a model file: finds its widths, then holds it to the layout of these widths.
+    ///
+    /// # Errors
+    /// Whatever is not exactly that layout, by the name of the tensor.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        let (architecture, optimizer) = widths(bytes)?;
+        let layout = Layout::new(&architecture, optimizer);
+        layout.check(bytes)?;
+        let mut rest = bytes.get(layout.header().len()..).unwrap_or_default();
+        let mut tensors = BTreeMap::new();
+        for spec in layout.tensors() {
+            let size = usize::try_from(4 * spec.elements()).unwrap_or(usize::MAX);
+            let (data, tail) = rest.split_at_checked(size).unwrap_or((rest, &[]));
+            rest = tail;
+            let values = data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            tensors.insert(spec.name.clone(), values);
+        }
+        Self::from_tensors(architecture, optimizer, |name| tensors.remove(name))
+    }
+
+    /// Gathers a model from its named tensors, as in the published `state_dict`.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has another number of elements.
+    pub fn from_tensors(
+        architecture: Architecture,
+        optimizer: bool,
+        mut tensor: impl FnMut(&str) -> Option<Vec<f32>>,
+    ) -> Result<Self, Error> {
+        let layers = Layers::new(&architecture);
+        let mut weights = Self::initial(architecture, 0);
+        let mut moments = optimizer.then(|| Moments::zero(layers.parameters, 0.0));
+        for spec in Layout::new(&architecture, optimizer).tensors() {
+            let expected = usize::try_from(spec.elements()).unwrap_or(usize::MAX);
+            let wrong = || Error::Tensor { name: spec.name.clone(), expected };
+            let values = tensor(&spec.name).filter(|v| v.len() == expected).ok_or_else(wrong)?;
+            weights.slot(&layers, moments.as_mut(), &spec.name, &values).ok_or_else(wrong)?;
+        }
+        weights.optimizer = moments;
+        Ok(weights)
+    }
+
+    /// Puts one named tensor where it belongs.
+    fn slot(
+        &mut self,
+        layers: &Layers,
+        moments: Option<&mut Moments>,
+        name: &str,
+        values: &[f32],
+    ) -> Option<()> {
+        let (vector, range) = match name.strip_prefix("optimizer.") {
+            None => {
+                let (part, range) = layers.place(name)?;
+                let vector = match part {
+                    Part::Parameter => &mut self.parameters,
+                    Part::Mean => &mut self.mean,
+                    Part::Variance => &mut self.variance,
+                };
+                (vector, range)
+            }
+            Some("step") => {
+                moments?.step = step_from(*values.first()?)?;
+                return Some(());
+            }
+            Some("learning_rate") => {
+                // The shortest decimal of the 32-bit value is what was meant: 0.001, not 0.00100000005.
+                moments?.learning_rate = values.first()?.to_string().parse().ok()?;
+                return Some(());
+            }
+            Some(rest) => {
+                let (part, parameter) = rest.split_once('.')?;
+                let moments = moments?;
+                let vector = match part {
+                    "first_moment" => &mut moments.first,
+                    "second_moment" => &mut moments.second,
+                    "maximum" => &mut moments.maximum,
+                    _ => return None,
+                };
+                (vector, layers.place(parameter)?.1)
+            }
+        };
+        vector.get_mut(range)?.copy_from_slice(values);
+        Some(())
+    }
+
+    /// The checkpoint's bytes: a function of the numbers alone.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let layers = Layers::new(&self.architecture);
+        let layout = Layout::new(&self.architecture, self.optimizer.is_some());
+        let mut bytes = Vec::with_capacity(usize::try_from(layout.len()).unwrap_or(0));
+        bytes.extend_from_slice(layout.header());
+        for spec in layout.tensors() {
+            for value in self.values(&layers, &spec.name).iter() {
+                bytes.extend_from_slice(&value.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    /// Values of one named tensor; empty for an unknown name.
+    fn values(&self, layers: &Layers, name: &str) -> std::borrow::Cow<'_, [f32]> {
+        let of = |vector: &'_ [f32], name: &str| -> Vec<f32> {
+            let range = layers.place(name).map(|(_, range)| range).unwrap_or_default();
+            vector.get(range).unwrap_or_default().to_vec()
+        };
+        let Some(rest) = name.strip_prefix("optimizer.") else {
+            return match layers.place(name) {
+                Some((Part::Mean, _)) => of(&self.mean, name).into(),
+                Some((Part::Variance, _)) => of(&self.variance, name).into(),
+                _ => of(&self.parameters, name).into(),
+            };
+        };
+        let Some(moments) = &self.optimizer else {
+            return Vec::new().into();
+        };
+        match rest.split_once('.') {
+            Some(("first_moment", p)) => of(&moments.first, p).into(),
+            Some(("second_moment", p)) => of(&moments.second, p).into(),
+            Some(("maximum", p)) => of(&moments.maximum, p).into(),
+            _ if rest == "step" => {
+                #[allow(clippy::cast_precision_loss)] // exact up to 2^24 updates
+                let step = moments.step as f32;
+                vec![step].into()
+            }
+            _ => vec![narrow(moments.learning_rate)].into(),
+        }
+    }
+}
+
+impl Moments {
+    /// State before the first update.
+    #[must_use]
+    pub fn zero(parameters: usize, learning_rate: f64) -> Self {
+        let zero = vec![0.0; parameters];
+        Self { first: zero.clone(), second: zero.clone(), maximum: zero, step: 0, learning_rate }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)]
+fn narrow(value: f64) -> f32 {
+    value as f32
+}
+
+/// A count of updates that was stored as a 32-bit number; exact up to 2^24.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+fn step_from(value: f32) -> Option<u32> {
+    (value >= 0.0 && value <= (1_u32 << 24) as f32 && value.fract() == 0.0).then_some(value as u32)
+}
+
+/// Widths of a model file, from the shapes in its header, and whether optimizer state is in it.
+fn widths(bytes: &[u8]) -> Result<(Architecture, bool), Error> {
+    #[derive(Deserialize)]
+    struct Entry {
+        #[serde(default)]
+        shape: Vec<u32>,
+    }
+    let wrong = |text: &str| Error::Widths(text.to_owned());
+    let (length, rest) =
+        bytes.split_first_chunk::<8>().ok_or_else(|| wrong("it is shorter than eight bytes"))?;
+    let length = u64::from_le_bytes(*length);
+    let json = usize::try_from(length)
+        .ok()
+        .filter(|_| length <= HEADER_MAX_BYTES)
+        .and_then(|n| rest.get(..n))
+        .ok_or_else(|| wrong("its header is cut off or too long"))?;
+    let entries: BTreeMap<String, Entry> = serde_json::from_slice(json).map_err(|e| {
+        Error::Widths(format!("its header is not that of a safetensors file ({e})"))
+    })?;
+    let width = |name: &str| {
+        let entry = entries.get(name).and_then(|e| e.shape.first().copied());
+        entry.ok_or_else(|| Error::Widths(format!("tensor `{name}` is missing")))
+    };
+    let architecture = Architecture {
+        n1: width("branch1.0.0.weight")?,
+        n2: width("branch1.2.conv1.weight")?,
+        n3: width("branch1.4.conv1.weight")?,
+        m: width("fc.0.0.weight")?,
+    };
+    if !architecture.is_possible() {
+        let Architecture { n1, n2, n3, m } = architecture;
+        return Err(Error::Widths(format!("its widths {n1}, {n2}, {n3}, {m} are impossible")));
+    }
+    Ok((architecture, entries.keys().any(|name| name.starts_with("optimizer."))))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use safetensors::SafeTensors;
+
+    const NARROW: Architecture = Architecture { n1: 2, n2: 3, n3: 4, m: 5 };
+
+    fn with_moments() -> Weights {
+        let mut weights = Weights::initial(NARROW, 11);
+        let count = weights.parameters.len();
+        let mut moments = Moments::zero(count, 1e-4);
+        moments.step = 123;
+        for (i, p) in weights.parameters.iter().enumerate() {
+            (moments.first[i], moments.second[i], moments.maximum[i]) =
+                (p * 0.5, p * p, p * p * 2.0);
+        }
+        weights.optimizer = Some(moments);
+        weights
+    }
+
+    #[test]
+    fn bytes_are_the_layout_and_read_back_the_same() {
+        for weights in [Weights::initial(NARROW, 3), with_moments()] {
+            let bytes = weights.to_bytes();
+            let layout = Layout::new(&NARROW, weights.optimizer.is_some());
+            assert_eq!(layout.check(&bytes), Ok(()));
+            assert_eq!(Weights::from_bytes(&bytes).unwrap(), weights);
+            let read = SafeTensors::deserialize(&bytes).unwrap();
+            assert_eq!(read.len(), layout.tensors().len());
+            let bias = read.tensor("fc.2.bias").unwrap();
+            let last: Vec<f32> =
+                bias.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            assert_eq!(last, weights.parameters[weights.parameters.len() - 2..]);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_model_is_refused_with_a_reason() {
+        let good = Weights::initial(NARROW, 3).to_bytes();
+        for (bad, word) in [
+            (Vec::new(), "eight bytes"),
+            (vec![255; 64], "too long"),
+            (good[..good.len() - 1].to_vec(), "exactly"),
+            (b"\x02\0\0\0\0\0\0\0{}".to_vec(), "branch1.0.0.weight"),
+        ] {
+            let error = Weights::from_bytes(&bad).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn initial_models_have_the_documented_spread() {
+        let weights = Weights::initial(Architecture::PAPER, 1);
+        let layers = Layers::new(&Architecture::PAPER);
+        let spread = |values: &[f32]| {
+            let n = values.len() as f64;
+            (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / n).sqrt()
+        };
+        let third = &layers.normalised[3];
+        let expected = (2.0_f64 / (40.0 * 27.0)).sqrt();
+        assert!((spread(&weights.parameters[third.weight.clone()]) / expected - 1.0).abs() < 0.02);
+        assert!((spread(&weights.parameters[layers.last_weight.clone()]) - 1.0).abs() < 0.15);
+        assert_eq!(weights, Weights::initial(Architecture::PAPER, 1));
+        assert_ne!(weights, Weights::initial(Architecture::PAPER, 2));
+    }
+}

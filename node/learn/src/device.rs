@@ -1,0 +1,145 @@
+//! Where tensors live. The one place that names a backend, so that a successor of libtorch's backend
+//! changes nothing else.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// Why a device cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Not a device's name.
+    #[error("`{0}` is not a device; use auto, cpu, cuda:N or flex")]
+    Name(String),
+    /// libtorch sees no such GPU.
+    #[error(
+        "device cuda:{wanted} was asked for, but libtorch sees {found} CUDA devices; \
+         use `--device cpu`, or install a CUDA build of libtorch and a driver"
+    )]
+    NoCuda {
+        /// Number asked for.
+        wanted: usize,
+        /// Devices there are.
+        found: usize,
+    },
+}
+
+/// What an operator asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// The first CUDA device of libtorch, else libtorch on the CPU.
+    Auto,
+    /// libtorch on the CPU.
+    Cpu,
+    /// CUDA device of this number, through libtorch.
+    Cuda(usize),
+    /// Burn's backend in pure Rust, on the CPU.
+    Flex,
+}
+
+impl FromStr for Choice {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "flex" => Ok(Self::Flex),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| Error::Name(text.chars().take(40).collect())),
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+            Self::Flex => f.write_str("flex"),
+        }
+    }
+}
+
+/// An opened device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    burn: burn::tensor::Device,
+    choice: Choice,
+}
+
+/// libtorch that torch-sys 0.22 is made for; its build checks the one it finds against it.
+const LIBTORCH_VERSION: &str = "2.9.0";
+
+impl Device {
+    /// Opens the device of `choice`.
+    ///
+    /// # Errors
+    /// A CUDA device that libtorch does not see.
+    #[allow(deprecated)] // Burn 0.22 marks libtorch's backend for removal; this is its only use.
+    pub fn open(choice: Choice) -> Result<Self, Error> {
+        let cuda = || usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+        let choice = match choice {
+            Choice::Auto if cuda() > 0 => Choice::Cuda(0),
+            Choice::Auto => Choice::Cpu,
+            named => named,
+        };
+        let burn = match choice {
+            Choice::Cuda(wanted) => {
+                let found = cuda();
+                if wanted >= found {
+                    return Err(Error::NoCuda { wanted, found });
+                }
+                burn::tensor::Device::libtorch_cuda(wanted)
+            }
+            Choice::Flex => burn::tensor::Device::flex(),
+            Choice::Auto | Choice::Cpu => burn::tensor::Device::libtorch(),
+        };
+        Ok(Self { burn, choice })
+    }
+
+    /// What was opened: never `auto`.
+    #[must_use]
+    pub fn choice(&self) -> Choice {
+        self.choice
+    }
+
+    /// Device and libraries in one line, for people and reports.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let built = option_env!("RONDO_LIBTORCH_VERSION").unwrap_or(LIBTORCH_VERSION);
+        match self.choice {
+            Choice::Flex => "flex (Burn 0.22.1, pure Rust)".to_owned(),
+            Choice::Cuda(n) => format!("cuda:{n} (libtorch {built}, Burn 0.22.1)"),
+            Choice::Auto | Choice::Cpu => {
+                format!("cpu (libtorch {built}, Burn 0.22.1, {} threads)", tch::get_num_threads())
+            }
+        }
+    }
+
+    pub(crate) fn burn(&self) -> &burn::tensor::Device {
+        &self.burn
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_refused_before_they_are_accepted() {
+        for bad in ["", "gpu", "cuda:", "cuda:-1", "cuda:x"] {
+            assert!(bad.parse::<Choice>().is_err(), "{bad}");
+        }
+        for good in [Choice::Auto, Choice::Cpu, Choice::Cuda(3), Choice::Flex] {
+            assert_eq!(good.to_string().parse(), Ok(good));
+        }
+        let missing = Device::open(Choice::Cuda(4096)).unwrap_err();
+        assert!(missing.to_string().contains("cuda:4096"), "{missing}");
+        assert_ne!(Device::open(Choice::Auto).unwrap().choice(), Choice::Auto);
+    }
+}

@@ -1,0 +1,170 @@
+//! The command line.
+
+use clap::{Args as Group, Parser, Subcommand, ValueEnum};
+use rondo_imaging::cohort::Split;
+use rondo_imaging::preprocess::Background;
+use rondo_learn::device::Choice;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Reads images and trains; it has no network.
+#[derive(Debug, Parser)]
+#[command(name = "rondo-trainer", version, about)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model on a cohort: one visit of this site.
+    Train(Train),
+    /// Segment images with a model.
+    Predict(Predict),
+    /// Print a recipe with every value resolved, as a recipe file.
+    ShowRecipe(Recipe),
+    /// Show that this process cannot do what it must not.
+    SelfTest(SelfTest),
+}
+
+/// Where the hyper-parameters come from.
+#[derive(Debug, Group)]
+pub struct Recipe {
+    /// Recipe file: a preset and what departs from it.
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "preset",
+        conflicts_with = "preset"
+    )]
+    pub recipe: Option<PathBuf>,
+    /// Everything as the paper says, or as its released code does.
+    #[arg(long, value_name = "paper|published")]
+    pub preset: Option<rondo::recipe::Preset>,
+}
+
+/// Arguments of `train`.
+#[derive(Debug, Group)]
+pub struct Train {
+    /// Cohort file, or the folder it lies in.
+    #[arg(long, value_name = "FILE")]
+    pub cohort: PathBuf,
+    /// Hyper-parameters.
+    #[command(flatten)]
+    pub recipe: Recipe,
+    /// Folder for model.safetensors, report.json and recipe.toml.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Model to go on from; without one, a fresh model is made.
+    #[arg(long, value_name = "FILE")]
+    pub init: Option<PathBuf>,
+    /// Seed of every random draw.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value_t = Choice::Auto)]
+    pub device: Choice,
+    /// Progress and result as JSON lines.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `predict`.
+#[derive(Debug, Group)]
+pub struct Predict {
+    /// Model file (safetensors).
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Cohort file, or the folder it lies in.
+    #[arg(long, value_name = "FILE", required_unless_present = "image", conflicts_with = "image")]
+    pub cohort: Option<PathBuf>,
+    /// Cases of the cohort to segment.
+    #[arg(long, default_value = "test")]
+    pub split: SplitName,
+    /// One image instead of a cohort.
+    #[arg(long, value_name = "FILE", requires = "brain_mask")]
+    pub image: Option<PathBuf>,
+    /// Brain mask of that image.
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub brain_mask: Option<PathBuf>,
+    /// What the model saw outside the brain in training; a cohort says so itself.
+    #[arg(long, default_value = "zscore", requires = "image")]
+    pub background: BackgroundName,
+    /// Folder for the masks: one NIfTI file per case, on the grid of its image.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Write probability maps too, into the folder `probability` below.
+    #[arg(long)]
+    pub probability: bool,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value_t = Choice::Auto)]
+    pub device: Choice,
+    /// Progress and result as JSON lines.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A split of a cohort, on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SplitName {
+    /// Cases trained on.
+    Train,
+    /// Cases validated on.
+    Validation,
+    /// Cases never seen.
+    Test,
+    /// All three.
+    All,
+}
+
+impl SplitName {
+    /// The splits meant.
+    #[must_use]
+    pub fn splits(self) -> &'static [Split] {
+        match self {
+            Self::Train => &[Split::Train],
+            Self::Validation => &[Split::Validation],
+            Self::Test => &[Split::Test],
+            Self::All => &Split::ALL,
+        }
+    }
+}
+
+/// [`Background`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackgroundName {
+    /// The z-score of intensity 0.
+    Zscore,
+    /// Zero.
+    Zero,
+}
+
+impl From<BackgroundName> for Background {
+    fn from(name: BackgroundName) -> Self {
+        match name {
+            BackgroundName::Zscore => Self::Zscore,
+            BackgroundName::Zero => Self::Zero,
+        }
+    }
+}
+
+/// Arguments of `self-test`.
+#[derive(Debug, Group)]
+pub struct SelfTest {
+    /// What to test.
+    #[command(subcommand)]
+    pub what: SelfTestOf,
+}
+
+/// What `self-test` can show.
+#[derive(Debug, Subcommand)]
+pub enum SelfTestOf {
+    /// Try to reach an address in several ways; succeeds if the kernel refuses every one.
+    Network {
+        /// Address of a listener that is really there.
+        #[arg(long, default_value = "127.0.0.1:80")]
+        connect: SocketAddr,
+    },
+}

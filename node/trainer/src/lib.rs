@@ -1,0 +1,48 @@
+//! The process of a site that reads images and trains. It has no network: before anything else, it
+//! denies itself every socket that is not local (see [`sandbox`]).
+
+pub mod args;
+pub mod cases;
+mod output;
+mod predict;
+pub mod recipe;
+pub mod sandbox;
+mod self_test;
+mod train;
+
+use args::{Args, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Exit code when everything asked for was done.
+pub const DONE: u8 = 0;
+/// Exit code when the work failed; the error says why.
+pub const FAILED: u8 = 1;
+/// Exit code when the work was done, but some cases were set aside.
+pub const SET_ASIDE: u8 = 3;
+/// Exit code when the network could not be denied: nothing was read or done.
+pub const NO_SANDBOX: u8 = 4;
+
+/// Entry of the program, for its own binary and for test binaries that stand in for it.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Before the first thread, so that every later one inherits it.
+    if let Err(error) = sandbox::deny_network() {
+        output::error(&error.to_string());
+        return ExitCode::from(NO_SANDBOX);
+    }
+    let args = Args::parse();
+    let done = match args.command {
+        Command::Train(args) => train::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::ShowRecipe(args) => recipe::show(&args),
+        Command::SelfTest(args) => self_test::run(&args),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            output::error(&format!("{error:#}"));
+            ExitCode::from(FAILED)
+        }
+    }
+}
