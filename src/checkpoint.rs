@@ -83,28 +83,20 @@ impl Layout {
         for p in &parameters {
             if let Some(bn) = p.name.strip_suffix(".bias").filter(|bn| *bn != "fc.2") {
                 for part in ["running_mean", "running_var"] {
-                    tensors.push(TensorSpec {
-                        name: format!("{bn}.{part}"),
-                        shape: p.shape.clone(),
-                    });
+                    tensors
+                        .push(TensorSpec { name: format!("{bn}.{part}"), shape: p.shape.clone() });
                 }
             }
             if optimizer {
                 for part in ["first_moment", "maximum", "second_moment"] {
                     let name = format!("optimizer.{part}.{}", p.name);
-                    tensors.push(TensorSpec {
-                        name,
-                        shape: p.shape.clone(),
-                    });
+                    tensors.push(TensorSpec { name, shape: p.shape.clone() });
                 }
             }
         }
         if optimizer {
             for name in ["optimizer.learning_rate", "optimizer.step"] {
-                tensors.push(TensorSpec {
-                    name: name.to_owned(),
-                    shape: Vec::new(),
-                });
+                tensors.push(TensorSpec { name: name.to_owned(), shape: Vec::new() });
             }
         }
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -145,10 +137,7 @@ impl Layout {
             return Err(Error::Header(self.explain(bytes)));
         }
         if bytes.len() as u64 != self.len() {
-            return Err(Error::Length {
-                expected: self.len(),
-                found: bytes.len() as u64,
-            });
+            return Err(Error::Length { expected: self.len(), found: bytes.len() as u64 });
         }
         let mut rest = bytes.get(self.header.len()..).unwrap_or_default();
         for tensor in &self.tensors {
@@ -156,14 +145,8 @@ impl Layout {
             let (data, tail) = rest.split_at_checked(size).unwrap_or((rest, &[]));
             rest = tail;
             let (words, _) = data.as_chunks::<4>();
-            if let Some(i) = words
-                .iter()
-                .position(|w| !f32::from_le_bytes(*w).is_finite())
-            {
-                return Err(Error::NotFinite {
-                    tensor: tensor.name.clone(),
-                    element: i as u64,
-                });
+            if let Some(i) = words.iter().position(|w| !f32::from_le_bytes(*w).is_finite()) {
+                return Err(Error::NotFinite { tensor: tensor.name.clone(), element: i as u64 });
             }
         }
         Ok(())
@@ -180,9 +163,7 @@ impl Layout {
             Some((length, rest)) => (u64::from_le_bytes(*length), rest),
             None => return "it is shorter than eight bytes".to_owned(),
         };
-        let json = usize::try_from(length)
-            .ok()
-            .filter(|n| *n <= HEADER_MAX_BYTES);
+        let json = usize::try_from(length).ok().filter(|n| *n <= HEADER_MAX_BYTES);
         let Some(json) = json.and_then(|n| rest.get(..n)) else {
             return format!("its header claims {length} bytes");
         };
@@ -217,10 +198,7 @@ impl Layout {
 }
 
 fn quoted(text: &str) -> String {
-    format!(
-        "`{}`",
-        text.chars().take(80).collect::<String>().escape_default()
-    )
+    format!("`{}`", text.chars().take(80).collect::<String>().escape_default())
 }
 
 /// Trainable tensors in the order of the published optimizer state: convolution, BN weight, BN bias.
@@ -231,66 +209,27 @@ pub fn parameters(a: &Architecture) -> Vec<TensorSpec> {
     let [n1, n2, n3, m] = [a.n1, a.n2, a.n3, a.m].map(u64::from);
     let mut list = Vec::new();
     let mut conv_bn = |conv: String, bn: String, cin: u64, cout: u64, k: u64| {
-        list.push(TensorSpec {
-            name: format!("{conv}.weight"),
-            shape: vec![cout, cin, k, k, k],
-        });
-        list.push(TensorSpec {
-            name: format!("{bn}.weight"),
-            shape: vec![cout],
-        });
-        list.push(TensorSpec {
-            name: format!("{bn}.bias"),
-            shape: vec![cout],
-        });
+        list.push(TensorSpec { name: format!("{conv}.weight"), shape: vec![cout, cin, k, k, k] });
+        list.push(TensorSpec { name: format!("{bn}.weight"), shape: vec![cout] });
+        list.push(TensorSpec { name: format!("{bn}.bias"), shape: vec![cout] });
     };
     for (i, (cin, cout)) in [(1, n1), (n1, n1)].into_iter().enumerate() {
-        conv_bn(
-            format!("branch1.{i}.0"),
-            format!("branch1.{i}.1"),
-            cin,
-            cout,
-            3,
-        );
+        conv_bn(format!("branch1.{i}.0"), format!("branch1.{i}.1"), cin, cout, 3);
     }
     for (i, (cin, cout)) in (2..).zip([(n1, n2), (n2, n2), (n2, n3)]) {
-        conv_bn(
-            format!("branch1.{i}.conv1"),
-            format!("branch1.{i}.bn1"),
-            cin,
-            cout,
-            3,
-        );
-        conv_bn(
-            format!("branch1.{i}.conv2"),
-            format!("branch1.{i}.bn2"),
-            cout,
-            cout,
-            3,
-        );
+        conv_bn(format!("branch1.{i}.conv1"), format!("branch1.{i}.bn1"), cin, cout, 3);
+        conv_bn(format!("branch1.{i}.conv2"), format!("branch1.{i}.bn2"), cout, cout, 3);
     }
     let widths = [1, n1, n1, n2, n2, n2, n2, n3, n3];
     for (i, pair) in widths.windows(2).enumerate() {
         if let &[cin, cout] = pair {
-            conv_bn(
-                format!("branch2.{i}.0"),
-                format!("branch2.{i}.1"),
-                cin,
-                cout,
-                3,
-            );
+            conv_bn(format!("branch2.{i}.0"), format!("branch2.{i}.1"), cin, cout, 3);
         }
     }
     conv_bn("fc.0.0".to_owned(), "fc.0.1".to_owned(), 2 * n3, m, 1);
     conv_bn("fc.1.0".to_owned(), "fc.1.1".to_owned(), m, m, 1);
-    list.push(TensorSpec {
-        name: "fc.2.weight".to_owned(),
-        shape: vec![2, m, 1, 1, 1],
-    });
-    list.push(TensorSpec {
-        name: "fc.2.bias".to_owned(),
-        shape: vec![2],
-    });
+    list.push(TensorSpec { name: "fc.2.weight".to_owned(), shape: vec![2, m, 1, 1, 1] });
+    list.push(TensorSpec { name: "fc.2.bias".to_owned(), shape: vec![2] });
     list
 }
 
@@ -299,12 +238,7 @@ fn header(tensors: &[TensorSpec]) -> Vec<u8> {
     let mut json = String::from("{");
     let mut offset = 0;
     for (i, t) in tensors.iter().enumerate() {
-        let shape = t
-            .shape
-            .iter()
-            .map(u64::to_string)
-            .collect::<Vec<_>>()
-            .join(",");
+        let shape = t.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
         let end = offset + 4 * t.elements();
         let comma = if i == 0 { "" } else { "," };
         let _ = write!(
@@ -342,10 +276,7 @@ impl VerifiedCheckpoint {
             return Err(Error::Digest { expected, found });
         }
         layout.check(&bytes)?;
-        Ok(Self {
-            digest: found,
-            bytes: bytes.into(),
-        })
+        Ok(Self { digest: found, bytes: bytes.into() })
     }
 
     /// SHA-256 of the bytes.
@@ -366,12 +297,7 @@ impl VerifiedCheckpoint {
 mod tests {
     use super::*;
 
-    const NARROW: Architecture = Architecture {
-        n1: 2,
-        n2: 3,
-        n3: 4,
-        m: 5,
-    };
+    const NARROW: Architecture = Architecture { n1: 2, n2: 3, n3: 4, m: 5 };
 
     fn zeros(layout: &Layout) -> Vec<u8> {
         let mut bytes = layout.header().to_vec();
@@ -394,17 +320,9 @@ mod tests {
         let refuse = |bytes: &[u8]| layout.check(bytes).unwrap_err().to_string();
         assert!(refuse(&[]).contains("shorter than eight bytes"));
         let other = zeros(&Layout::new(&Architecture { n1: 1, ..NARROW }, false));
-        assert!(
-            refuse(&other).contains("branch1.0.0.weight"),
-            "{}",
-            refuse(&other)
-        );
+        assert!(refuse(&other).contains("branch1.0.0.weight"), "{}", refuse(&other));
         let more = zeros(&Layout::new(&NARROW, true));
-        assert!(
-            refuse(&more).contains("extra entry `optimizer.first_moment"),
-            "{}",
-            refuse(&more)
-        );
+        assert!(refuse(&more).contains("extra entry `optimizer.first_moment"), "{}", refuse(&more));
         assert!(refuse(&[&good[..], &[0]].concat()).contains("exactly"));
         assert!(refuse(&good[..good.len() - 1]).contains("exactly"));
         let mut nan = good.clone();
@@ -417,12 +335,7 @@ mod tests {
         assert_eq!(layout.check(&good), Ok(()));
         let digest = Digest::of(&good);
         assert!(VerifiedCheckpoint::verify(nan, digest, &layout).is_err());
-        assert_eq!(
-            VerifiedCheckpoint::verify(good, digest, &layout)
-                .unwrap()
-                .digest(),
-            digest
-        );
+        assert_eq!(VerifiedCheckpoint::verify(good, digest, &layout).unwrap().digest(), digest);
     }
 
     #[test]

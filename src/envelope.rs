@@ -89,9 +89,7 @@ impl Serialize for VerifyingKey {
 
 impl<'de> Deserialize<'de> for VerifyingKey {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -126,15 +124,8 @@ impl SigningKey {
     pub fn from_pkcs8(bytes: &[u8]) -> Result<Self, Error> {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, bytes)
             .map_err(|_| Error::Key)?;
-        let point = pair
-            .public_key()
-            .as_ref()
-            .try_into()
-            .map_err(|_| Error::Key)?;
-        Ok(Self {
-            pair,
-            public: VerifyingKey(point),
-        })
+        let point = pair.public_key().as_ref().try_into().map_err(|_| Error::Key)?;
+        Ok(Self { pair, public: VerifyingKey(point) })
     }
 
     /// The public half.
@@ -149,10 +140,7 @@ impl SigningKey {
     /// [`Error::Sign`] if the system has no randomness.
     pub fn sign(&self, payload_type: &'static str, payload: Vec<u8>) -> Result<Envelope, Error> {
         let message = pre_authentication_encoding(payload_type, &payload);
-        let signature = self
-            .pair
-            .sign(&SystemRandom::new(), &message)
-            .map_err(|_| Error::Sign)?;
+        let signature = self.pair.sign(&SystemRandom::new(), &message).map_err(|_| Error::Sign)?;
         Ok(Envelope {
             payload_type: payload_type.to_owned(),
             payload,
@@ -180,9 +168,7 @@ impl Envelope {
     /// [`Error::Malformed`] for anything but one complete envelope.
     pub fn from_json(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() > ENVELOPE_MAX_BYTES {
-            return Err(Error::Malformed(format!(
-                "it is larger than {ENVELOPE_MAX_BYTES} bytes"
-            )));
+            return Err(Error::Malformed(format!("it is larger than {ENVELOPE_MAX_BYTES} bytes")));
         }
         serde_json::from_slice(bytes).map_err(|e| Error::Malformed(e.to_string()))
     }
@@ -216,10 +202,7 @@ impl Envelope {
     pub fn unverified(&self, payload_type: &'static str) -> Result<&[u8], Error> {
         if self.payload_type != payload_type {
             let found = self.payload_type.chars().take(80).collect();
-            return Err(Error::Type {
-                expected: payload_type,
-                found,
-            });
+            return Err(Error::Type { expected: payload_type, found });
         }
         Ok(&self.payload)
     }
@@ -233,12 +216,8 @@ impl Envelope {
 
 /// DSSE protocol v1: what the signature covers.
 fn pre_authentication_encoding(payload_type: &str, payload: &[u8]) -> Vec<u8> {
-    let mut message = format!(
-        "DSSEv1 {} {payload_type} {} ",
-        payload_type.len(),
-        payload.len()
-    )
-    .into_bytes();
+    let mut message =
+        format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len()).into_bytes();
     message.extend_from_slice(payload);
     message
 }
@@ -273,15 +252,11 @@ impl TryFrom<Dsse> for Envelope {
     type Error = Error;
     fn try_from(dsse: Dsse) -> Result<Self, Error> {
         let decode = |text: &str| {
-            BASE64_STANDARD
-                .decode(text)
-                .map_err(|e| Error::Malformed(format!("base64: {e}")))
+            BASE64_STANDARD.decode(text).map_err(|e| Error::Malformed(format!("base64: {e}")))
         };
         let [signature] = dsse.signatures.as_slice() else {
             let n = dsse.signatures.len();
-            return Err(Error::Malformed(format!(
-                "one signature is expected, {n} were found"
-            )));
+            return Err(Error::Malformed(format!("one signature is expected, {n} were found")));
         };
         Ok(Self {
             payload: decode(&dsse.payload)?,
@@ -304,14 +279,8 @@ mod tests {
         let key = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
         let other = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
         let envelope = key.sign(KIND, b"twelve notes".to_vec()).unwrap();
-        assert_eq!(
-            envelope.verify(KIND, &other.public()),
-            Err(Error::Signature)
-        );
-        assert!(matches!(
-            envelope.verify("x", &key.public()),
-            Err(Error::Type { .. })
-        ));
+        assert_eq!(envelope.verify(KIND, &other.public()), Err(Error::Signature));
+        assert!(matches!(envelope.verify("x", &key.public()), Err(Error::Type { .. })));
         let json = envelope.to_json();
         for i in 0..json.len() {
             let mut bad = json.clone();

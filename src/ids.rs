@@ -105,9 +105,7 @@ impl FromStr for SiteId {
     fn from_str(text: &str) -> Result<Self, Error> {
         let ok = text.len() <= SITE_ID_MAX
             && text.starts_with(|c: char| c.is_ascii_lowercase())
-            && text
-                .bytes()
-                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+            && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
         if ok {
             Ok(Self(text.to_owned()))
         } else {
@@ -137,11 +135,7 @@ impl VisitNo {
     /// The visit before this one, none before the first.
     #[must_use]
     pub const fn previous(self) -> Option<Self> {
-        if self.0 <= 1 {
-            None
-        } else {
-            Some(Self(self.0 - 1))
-        }
+        if self.0 <= 1 { None } else { Some(Self(self.0 - 1)) }
     }
 }
 

@@ -80,10 +80,7 @@ pub struct Tip {
 
 impl Tip {
     /// The end of an empty journal.
-    pub const EMPTY: Self = Self {
-        number: 0,
-        digest: Digest::from_bytes([0; 32]),
-    };
+    pub const EMPTY: Self = Self { number: 0, digest: Digest::from_bytes([0; 32]) };
 }
 
 impl Record {
@@ -96,26 +93,16 @@ impl Record {
         let problem = |what| Error::Payload { number, what };
         let payload = serde_json::to_vec(event).map_err(|e| problem(e.to_string()))?;
         if payload.len() > RECORD_MAX_BYTES {
-            return Err(problem(format!(
-                "it is larger than {RECORD_MAX_BYTES} bytes"
-            )));
+            return Err(problem(format!("it is larger than {RECORD_MAX_BYTES} bytes")));
         }
         let digest = chain(tip.digest, number, RECORD_VERSION, &payload);
-        Ok(Self {
-            number,
-            version: RECORD_VERSION,
-            payload,
-            digest,
-        })
+        Ok(Self { number, version: RECORD_VERSION, payload, digest })
     }
 
     /// The end of a journal whose last record this is.
     #[must_use]
     pub fn tip(&self) -> Tip {
-        Tip {
-            number: self.number,
-            digest: self.digest,
-        }
+        Tip { number: self.number, digest: self.digest }
     }
 
     /// Checks that the record follows `tip`, and reads its event.
@@ -125,19 +112,14 @@ impl Record {
     pub fn open(&self, tip: Tip) -> Result<Event, Error> {
         let number = self.number;
         if number != tip.number + 1 {
-            return Err(Error::Missing {
-                expected: tip.number + 1,
-                found: number,
-            });
+            return Err(Error::Missing { expected: tip.number + 1, found: number });
         }
         if self.digest != chain(tip.digest, number, self.version, &self.payload) {
             return Err(Error::Chain(number));
         }
         match self.version {
-            1 => serde_json::from_slice(&self.payload).map_err(|e| Error::Payload {
-                number,
-                what: e.to_string(),
-            }),
+            1 => serde_json::from_slice(&self.payload)
+                .map_err(|e| Error::Payload { number, what: e.to_string() }),
             version => Err(Error::Version { number, version }),
         }
     }
@@ -162,10 +144,7 @@ pub struct Replay {
 
 impl Default for Replay {
     fn default() -> Self {
-        Self {
-            state: SiteState::default(),
-            tip: Tip::EMPTY,
-        }
+        Self { state: SiteState::default(), tip: Tip::EMPTY }
     }
 }
 

@@ -114,15 +114,10 @@ impl Manifest {
     /// # Errors
     /// If signing fails.
     pub fn sign(&self, key: &SigningKey) -> Result<Envelope, Error> {
-        let digest = SubjectDigest {
-            sha256: self.weights.object,
-        };
+        let digest = SubjectDigest { sha256: self.weights.object };
         let statement = Statement {
             kind: STATEMENT_TYPE.to_owned(),
-            subject: vec![Subject {
-                name: SUBJECT.to_owned(),
-                digest,
-            }],
+            subject: vec![Subject { name: SUBJECT.to_owned(), digest }],
             predicate_type: PREDICATE_TYPE.to_owned(),
             predicate: self.clone(),
         };
@@ -158,9 +153,7 @@ impl Manifest {
             || statement.predicate_type != PREDICATE_TYPE
             || !subject
         {
-            return Err(Error::Malformed(
-                "it is not a statement about one checkpoint".to_owned(),
-            ));
+            return Err(Error::Malformed("it is not a statement about one checkpoint".to_owned()));
         }
         manifest.weights.check()?;
         Ok(manifest)

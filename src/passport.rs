@@ -107,12 +107,7 @@ impl Passport {
     #[must_use]
     pub fn new(plan: &Plan, approvals: Vec<Envelope>, manifests: Vec<Envelope>) -> Self {
         let plan = String::from_utf8(plan.canonical()).unwrap_or_default();
-        Self {
-            version: 1,
-            plan,
-            approvals,
-            manifests,
-        }
+        Self { version: 1, plan, approvals, manifests }
     }
 
     /// Reads a passport.
@@ -121,17 +116,12 @@ impl Passport {
     /// [`Error::Malformed`].
     pub fn from_json(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() > PASSPORT_MAX_BYTES {
-            return Err(Error::Malformed(format!(
-                "it is larger than {PASSPORT_MAX_BYTES} bytes"
-            )));
+            return Err(Error::Malformed(format!("it is larger than {PASSPORT_MAX_BYTES} bytes")));
         }
         let passport: Self =
             serde_json::from_slice(bytes).map_err(|e| Error::Malformed(e.to_string()))?;
         if passport.version != 1 {
-            let text = format!(
-                "format version {} is newer than this software",
-                passport.version
-            );
+            let text = format!("format version {} is newer than this software", passport.version);
             return Err(Error::Malformed(text));
         }
         Ok(passport)
@@ -188,9 +178,7 @@ pub fn verify_hop(
     roster: &Roster,
 ) -> Result<Manifest, Error> {
     let chain = |what| Error::Chain { hop, what };
-    let site = plan
-        .site_of(hop)
-        .ok_or(chain("the plan has no such visit"))?;
+    let site = plan.site_of(hop).ok_or(chain("the plan has no such visit"))?;
     let key = roster.trusted(site)?.signing_key;
     let manifest =
         Manifest::open(envelope, &key).map_err(|source| Error::Manifest { hop, source })?;
@@ -199,34 +187,16 @@ pub fn verify_hop(
         (None, Start::Fresh) => None,
         (None, Start::Checkpoint(digest)) => Some(digest),
     };
-    let layout = Layout::new(&plan.recipe.architecture, plan.recipe.carries_optimizer());
+    let layout = plan.layout();
     for (holds, what) in [
-        (
-            manifest.round == plan.round(),
-            "its manifest belongs to another round",
-        ),
+        (manifest.round == plan.round(), "its manifest belongs to another round"),
         (manifest.visit == hop, "its manifest is of another visit"),
-        (
-            manifest.cycle == plan.cycle_of(hop),
-            "its manifest is of another cycle",
-        ),
+        (manifest.cycle == plan.cycle_of(hop), "its manifest is of another cycle"),
         (manifest.site == *site, "it was not this site's turn"),
-        (
-            manifest.parent == parent,
-            "its parent is not the checkpoint of the hop before",
-        ),
-        (
-            manifest.architecture == plan.recipe.architecture,
-            "its architecture is not the plan's",
-        ),
-        (
-            manifest.recipe == plan.recipe_digest(),
-            "its recipe is not the plan's",
-        ),
-        (
-            manifest.weights.bytes == layout.len(),
-            "its length is not that of the architecture",
-        ),
+        (manifest.parent == parent, "its parent is not the checkpoint of the hop before"),
+        (manifest.architecture == plan.recipe.architecture, "its architecture is not the plan's"),
+        (manifest.recipe == plan.recipe_digest(), "its recipe is not the plan's"),
+        (manifest.weights.bytes == layout.len(), "its length is not that of the architecture"),
     ] {
         if !holds {
             return Err(chain(what));
@@ -257,10 +227,7 @@ impl VerifiedPassport {
     /// The layout its weights must have.
     #[must_use]
     pub fn layout(&self) -> Layout {
-        Layout::new(
-            &self.plan.recipe.architecture,
-            self.plan.recipe.carries_optimizer(),
-        )
+        self.plan.layout()
     }
 
     /// Checks the weights that lie beside the passport, naming the first damaged chunk.

@@ -1,5 +1,6 @@
 //! The plan of a round: what every named site approves before anything runs.
 
+use crate::checkpoint::Layout;
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::recipe::{Method, Recipe};
 use crate::settings::{self, Problems, Table};
@@ -115,10 +116,7 @@ impl Plan {
             ("topology", topology.is_none()),
             ("sites", sites.is_none()),
             ("recipe", recipe.is_none()),
-            (
-                "cycles",
-                cycles.is_none() && topology == Some(Topology::Cwt),
-            ),
+            ("cycles", cycles.is_none() && topology == Some(Topology::Cwt)),
         ] {
             if absent && !t.was_given(key) {
                 t.missing(key);
@@ -190,9 +188,7 @@ impl Plan {
     /// If they are not the canonical bytes of a plan that can run.
     pub fn from_canonical(bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() > PLAN_MAX_BYTES {
-            return Err(Error::Malformed(format!(
-                "it is larger than {PLAN_MAX_BYTES} bytes"
-            )));
+            return Err(Error::Malformed(format!("it is larger than {PLAN_MAX_BYTES} bytes")));
         }
         let plan: Self =
             serde_json::from_slice(bytes).map_err(|e| Error::Malformed(e.to_string()))?;
@@ -200,11 +196,7 @@ impl Plan {
             return Err(Error::NotCanonical);
         }
         let problems = plan.problems();
-        if problems.is_empty() {
-            Ok(plan)
-        } else {
-            Err(Error::Impossible(problems))
-        }
+        if problems.is_empty() { Ok(plan) } else { Err(Error::Impossible(problems)) }
     }
 
     /// The round that this plan is.
@@ -219,12 +211,16 @@ impl Plan {
         Digest::of(&serde_json::to_vec(&self.recipe).unwrap_or_default())
     }
 
+    /// The layout that every checkpoint of the round must have.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        Layout::new(&self.recipe.architecture, self.recipe.carries_optimizer())
+    }
+
     /// Number of visits.
     #[must_use]
     pub fn visit_count(&self) -> u32 {
-        u32::try_from(self.sites.len())
-            .unwrap_or(u32::MAX)
-            .saturating_mul(self.cycles)
+        u32::try_from(self.sites.len()).unwrap_or(u32::MAX).saturating_mul(self.cycles)
     }
 
     /// The last visit.
@@ -254,10 +250,7 @@ impl Plan {
     #[must_use]
     pub fn visit_seed(&self, visit: VisitNo) -> u64 {
         let digest = Digest::of(format!("{} {visit}", self.seed).as_bytes());
-        digest
-            .as_bytes()
-            .first_chunk::<8>()
-            .map_or(0, |b| u64::from_le_bytes(*b))
+        digest.as_bytes().first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b))
     }
 }
 
@@ -303,19 +296,9 @@ epochs = 3
                 .contains("must be 1 with topology swt")
         );
         let twice = THREE_SITES.replace("stanford", "uker");
-        assert!(
-            Plan::from_toml(&twice, 1)
-                .unwrap_err()
-                .to_string()
-                .contains("names uker twice")
-        );
+        assert!(Plan::from_toml(&twice, 1).unwrap_err().to_string().contains("names uker twice"));
         let mixed = format!("{THREE_SITES}method = \"mixed\"\n");
-        assert!(
-            Plan::from_toml(&mixed, 1)
-                .unwrap_err()
-                .to_string()
-                .contains("choose tl or lwf")
-        );
+        assert!(Plan::from_toml(&mixed, 1).unwrap_err().to_string().contains("choose tl or lwf"));
     }
 
     #[test]
@@ -323,38 +306,20 @@ epochs = 3
         let plan = Plan::from_toml(THREE_SITES, 1).unwrap();
         let bytes = plan.canonical();
         let spaced = String::from_utf8(bytes.clone()).unwrap().replace(',', ", ");
-        assert_eq!(
-            Plan::from_canonical(spaced.as_bytes()),
-            Err(Error::NotCanonical)
-        );
+        assert_eq!(Plan::from_canonical(spaced.as_bytes()), Err(Error::NotCanonical));
         for cut in 0..bytes.len() {
             assert!(Plan::from_canonical(&bytes[..cut]).is_err());
         }
         assert_eq!(Plan::from_canonical(&bytes), Ok(plan.clone()));
-        assert_ne!(
-            Plan {
-                cycles: 3,
-                ..plan.clone()
-            }
-            .round(),
-            plan.round()
-        );
+        assert_ne!(Plan { cycles: 3, ..plan.clone() }.round(), plan.round());
     }
 
     #[test]
     fn visits_go_round() {
         let plan = Plan::from_toml(THREE_SITES, 1).unwrap();
-        let order: Vec<_> = (1..=6)
-            .map(|v| plan.site_of(VisitNo(v)).unwrap().as_str())
-            .collect();
-        assert_eq!(
-            order,
-            ["uker", "stanford", "usz", "uker", "stanford", "usz"]
-        );
-        assert_eq!(
-            (plan.cycle_of(VisitNo(3)), plan.cycle_of(VisitNo(4))),
-            (1, 2)
-        );
+        let order: Vec<_> = (1..=6).map(|v| plan.site_of(VisitNo(v)).unwrap().as_str()).collect();
+        assert_eq!(order, ["uker", "stanford", "usz", "uker", "stanford", "usz"]);
+        assert_eq!((plan.cycle_of(VisitNo(3)), plan.cycle_of(VisitNo(4))), (1, 2));
         assert!(plan.site_of(VisitNo(0)).is_none() && plan.site_of(VisitNo(7)).is_none());
         assert_ne!(plan.visit_seed(VisitNo(1)), plan.visit_seed(VisitNo(2)));
     }

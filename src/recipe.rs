@@ -135,21 +135,14 @@ pub struct Architecture {
 
 impl Architecture {
     /// The network of the paper: 656,902 trainable parameters.
-    pub const PAPER: Self = Self {
-        n1: 30,
-        n2: 40,
-        n3: 50,
-        m: 150,
-    };
+    pub const PAPER: Self = Self { n1: 30, n2: 40, n3: 50, m: 150 };
     /// Widest layer that is accepted: bounds memory before anything is allocated.
     pub const WIDTH_MAX: u32 = 512;
 
     /// Widths must lie in 1..=512 and not shrink from n1 to n3, because a skip adds to the first channels.
     #[must_use]
     pub fn is_possible(&self) -> bool {
-        [self.n1, self.n2, self.n3, self.m]
-            .iter()
-            .all(|w| (1..=Self::WIDTH_MAX).contains(w))
+        [self.n1, self.n2, self.n3, self.m].iter().all(|w| (1..=Self::WIDTH_MAX).contains(w))
             && self.n1 <= self.n2
             && self.n2 <= self.n3
     }
@@ -267,9 +260,7 @@ impl Recipe {
         }
         r.amsgrad = t.boolean("amsgrad").unwrap_or(r.amsgrad);
         r.kdl_reduction = t.parsed("kdl_reduction").unwrap_or(r.kdl_reduction);
-        r.optimizer_on_arrival = t
-            .parsed("optimizer_on_arrival")
-            .unwrap_or(r.optimizer_on_arrival);
+        r.optimizer_on_arrival = t.parsed("optimizer_on_arrival").unwrap_or(r.optimizer_on_arrival);
         r.select = t.parsed("select").unwrap_or(r.select);
         r.read_bounded(t);
         for problem in r.problems() {

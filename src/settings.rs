@@ -30,12 +30,7 @@ pub struct Problems {
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let n = self.list.len();
-        write!(
-            f,
-            "{} has {n} problem{}:",
-            self.what,
-            if n == 1 { "" } else { "s" }
-        )?;
+        write!(f, "{} has {n} problem{}:", self.what, if n == 1 { "" } else { "s" })?;
         for p in &self.list {
             write!(f, "\n  line {}: {}", p.line, p.text)?;
         }
@@ -55,10 +50,7 @@ pub fn parse<T>(
     read: impl FnOnce(&mut Table<'_>) -> Option<T>,
 ) -> Result<T, Problems> {
     let problems = |errors: Vec<TomlError>| {
-        let mut list: Vec<Problem> = errors
-            .into_iter()
-            .flat_map(|e| describe(text, &e))
-            .collect();
+        let mut list: Vec<Problem> = errors.into_iter().flat_map(|e| describe(text, &e)).collect();
         list.sort_by_key(|p| p.line);
         list.dedup();
         Problems { what, list }
@@ -66,10 +58,7 @@ pub fn parse<T>(
     if text.len() > SETTINGS_MAX_BYTES {
         let text =
             format!("the file is larger than {SETTINGS_MAX_BYTES} bytes; is it the right file?");
-        return Err(Problems {
-            what,
-            list: vec![Problem { line: 1, text }],
-        });
+        return Err(Problems { what, list: vec![Problem { line: 1, text }] });
     }
     let mut root = toml_span::parse(text).map_err(|e| problems(vec![e]))?;
     let mut errors = Vec::new();
@@ -122,9 +111,7 @@ impl<'de> Table<'de> {
 
     /// Notes that `key` must be given.
     pub fn missing(&mut self, key: &'static str) {
-        self.inner
-            .errors
-            .push((ErrorKind::MissingField(key), Span::new(0, 0)).into());
+        self.inner.errors.push((ErrorKind::MissingField(key), Span::new(0, 0)).into());
     }
 
     /// Notes a problem that belongs to no single key.
@@ -142,10 +129,7 @@ impl<'de> Table<'de> {
 
     fn wanted(&mut self, wanted: &'static str, key: &str, value: &Value<'de>) {
         let found = value.as_ref().type_str();
-        self.note(
-            value.span,
-            format!("`{key}` must be {wanted}, but {found} was found"),
-        );
+        self.note(value.span, format!("`{key}` must be {wanted}, but {found} was found"));
     }
 
     /// Text under `key`, if it is there.
@@ -209,17 +193,14 @@ impl<'de> Table<'de> {
 
     /// As [`Table::integer`], for values that fit 32 bits.
     pub fn integer32(&mut self, key: &'static str, min: u32, max: u32) -> Option<u32> {
-        self.integer(key, u64::from(min), u64::from(max))
-            .and_then(|n| u32::try_from(n).ok())
+        self.integer(key, u64::from(min), u64::from(max)).and_then(|n| u32::try_from(n).ok())
     }
 
     /// Finite number from `min` to `max` under `key`, if it is there; whole numbers count.
     pub fn number(&mut self, key: &'static str, min: f64, max: f64) -> Option<f64> {
         let value = self.take(key)?;
         #[allow(clippy::cast_precision_loss)]
-        let found = value
-            .as_float()
-            .or_else(|| value.as_integer().map(|i| i as f64));
+        let found = value.as_float().or_else(|| value.as_integer().map(|i| i as f64));
         let Some(found) = found else {
             self.wanted("a number", key, &value);
             return None;
@@ -227,10 +208,7 @@ impl<'de> Table<'de> {
         if (min..=max).contains(&found) {
             return Some(found);
         }
-        self.note(
-            value.span,
-            format!("`{key}` is {found}, but must lie between {min} and {max}"),
-        );
+        self.note(value.span, format!("`{key}` is {found}, but must lie between {min} and {max}"));
         None
     }
 
@@ -296,36 +274,22 @@ fn custom(span: Span, text: String) -> TomlError {
 
 fn describe(source: &str, error: &TomlError) -> Vec<Problem> {
     let line = |span: Span| {
-        source
-            .get(..span.start.min(source.len()))
-            .map_or(1, |head| head.matches('\n').count() + 1)
+        source.get(..span.start.min(source.len())).map_or(1, |head| head.matches('\n').count() + 1)
     };
     match &error.kind {
-        ErrorKind::Custom(text) => vec![Problem {
-            line: line(error.span),
-            text: text.to_string(),
-        }],
+        ErrorKind::Custom(text) => vec![Problem { line: line(error.span), text: text.to_string() }],
         ErrorKind::MissingField(key) => {
             let text = format!("`{key}` is missing; add it");
-            vec![Problem {
-                line: line(error.span),
-                text,
-            }]
+            vec![Problem { line: line(error.span), text }]
         }
         ErrorKind::UnexpectedKeys { keys, expected } => keys
             .iter()
             .map(|(key, span)| {
                 let text = format!("unknown key `{key}`; known here: {}", expected.join(", "));
-                Problem {
-                    line: line(*span),
-                    text,
-                }
+                Problem { line: line(*span), text }
             })
             .collect(),
-        _ => vec![Problem {
-            line: line(error.span),
-            text: error.to_string(),
-        }],
+        _ => vec![Problem { line: line(error.span), text: error.to_string() }],
     }
 }
 
@@ -348,11 +312,7 @@ mod tests {
         .unwrap_err();
         let lines: Vec<usize> = problems.list.iter().map(|p| p.line).collect();
         assert_eq!(lines, [1, 1, 2, 5, 6], "{problems}");
-        assert!(
-            problems
-                .to_string()
-                .contains("unknown key `wat`; known here: rate")
-        );
+        assert!(problems.to_string().contains("unknown key `wat`; known here: rate"));
         assert!(parse("plan", "a = ", |_| Some(())).unwrap_err().list[0].line == 1);
         assert_eq!(parse("plan", "a = 2", |t| t.number("a", 0.0, 3.0)), Ok(2.0));
     }

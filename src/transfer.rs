@@ -57,17 +57,11 @@ impl ChunkTable {
     #[must_use]
     pub fn of(object: &[u8]) -> Self {
         let bytes = object.len() as u64;
-        let chunk_bytes = (bytes.div_ceil(CHUNKS_MAX as u64))
-            .next_power_of_two()
-            .max(CHUNK_MIN_BYTES);
+        let chunk_bytes =
+            (bytes.div_ceil(CHUNKS_MAX as u64)).next_power_of_two().max(CHUNK_MIN_BYTES);
         let size = usize::try_from(chunk_bytes).unwrap_or(usize::MAX);
         let chunks = object.chunks(size).map(Digest::of).collect();
-        Self {
-            object: Digest::of(object),
-            bytes,
-            chunk_bytes,
-            chunks,
-        }
+        Self { object: Digest::of(object), bytes, chunk_bytes, chunks }
     }
 
     /// Checks that the table describes one non-empty object within bounds.
@@ -96,10 +90,7 @@ impl ChunkTable {
     /// [`Error::Index`] past the end.
     pub fn range(&self, index: u64) -> Result<Range<u64>, Error> {
         if index >= self.chunks.len() as u64 {
-            return Err(Error::Index {
-                index,
-                count: self.chunks.len(),
-            });
+            return Err(Error::Index { index, count: self.chunks.len() });
         }
         let start = index * self.chunk_bytes;
         Ok(start..(start + self.chunk_bytes).min(self.bytes))
@@ -116,10 +107,7 @@ impl ChunkTable {
             return Ok(());
         }
         let index = usize::try_from(index).unwrap_or(usize::MAX);
-        Err(Error::Chunk {
-            checkpoint: self.object,
-            index,
-        })
+        Err(Error::Chunk { checkpoint: self.object, index })
     }
 
     /// The first chunk of `object` that is not as signed; none if the whole object is intact.
@@ -157,10 +145,7 @@ impl Receiving {
     /// [`Error::Table`] if the table is impossible.
     pub fn begin(table: ChunkTable) -> Result<Self, Error> {
         table.check()?;
-        Ok(Self {
-            have: vec![false; table.chunks.len()],
-            table,
-        })
+        Ok(Self { have: vec![false; table.chunks.len()], table })
     }
 
     /// The signed table.
@@ -175,10 +160,7 @@ impl Receiving {
     /// [`Error::Index`] or [`Error::Chunk`]; nothing changes then.
     pub fn accept(&mut self, index: u64, data: &[u8]) -> Result<Range<u64>, Error> {
         self.table.verify_chunk(index, data)?;
-        if let Some(have) = usize::try_from(index)
-            .ok()
-            .and_then(|i| self.have.get_mut(i))
-        {
+        if let Some(have) = usize::try_from(index).ok().and_then(|i| self.have.get_mut(i)) {
             *have = true;
         }
         self.table.range(index)
@@ -187,11 +169,7 @@ impl Receiving {
     /// Indices of the chunks that are still missing.
     #[must_use]
     pub fn missing(&self) -> Vec<u32> {
-        (0..)
-            .zip(&self.have)
-            .filter(|(_, have)| !**have)
-            .map(|(i, _)| i)
-            .collect()
+        (0..).zip(&self.have).filter(|(_, have)| !**have).map(|(i, _)| i).collect()
     }
 
     /// Ends the transfer, if nothing is missing.
@@ -229,13 +207,7 @@ mod tests {
         let mut bad = object.clone();
         bad[300_000] ^= 1;
         let damage = table.first_damage(&bad).unwrap();
-        assert_eq!(
-            damage,
-            Error::Chunk {
-                checkpoint: table.object,
-                index: 1
-            }
-        );
+        assert_eq!(damage, Error::Chunk { checkpoint: table.object, index: 1 });
         let mut receiving = Receiving::begin(table.clone()).unwrap();
         assert!(receiving.accept(1, &bad[262_144..524_288]).is_err());
         assert!(receiving.accept(3, &[]).is_err());
@@ -244,10 +216,7 @@ mod tests {
         assert_eq!(table.first_damage(&object), None);
         assert_eq!(
             table.first_damage(&object[..500_000]).unwrap(),
-            Error::Chunk {
-                checkpoint: table.object,
-                index: 1
-            }
+            Error::Chunk { checkpoint: table.object, index: 1 }
         );
     }
 
@@ -255,26 +224,11 @@ mod tests {
     fn impossible_tables_are_refused() {
         let table = ChunkTable::of(&[7; 10]);
         for bad in [
-            ChunkTable {
-                bytes: 0,
-                ..table.clone()
-            },
-            ChunkTable {
-                chunks: vec![],
-                ..table.clone()
-            },
-            ChunkTable {
-                chunk_bytes: 1,
-                ..table.clone()
-            },
-            ChunkTable {
-                chunk_bytes: u64::MAX,
-                ..table.clone()
-            },
-            ChunkTable {
-                bytes: u64::MAX,
-                ..table.clone()
-            },
+            ChunkTable { bytes: 0, ..table.clone() },
+            ChunkTable { chunks: vec![], ..table.clone() },
+            ChunkTable { chunk_bytes: 1, ..table.clone() },
+            ChunkTable { chunk_bytes: u64::MAX, ..table.clone() },
+            ChunkTable { bytes: u64::MAX, ..table.clone() },
         ] {
             assert!(Receiving::begin(bad).is_err());
         }

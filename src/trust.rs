@@ -101,9 +101,7 @@ impl SiteCard {
             !s.is_empty() && s.len() <= max && !s.chars().any(char::is_control)
         };
         if !printable(&self.name, 100) {
-            return Err(Error::Card(
-                "its name must have 1 to 100 printable characters".to_owned(),
-            ));
+            return Err(Error::Card("its name must have 1 to 100 printable characters".to_owned()));
         }
         let endpoint = |e: &String| {
             printable(e, ENDPOINT_MAX_BYTES)
@@ -139,12 +137,7 @@ impl SiteCard {
             return Ok(());
         }
         let (site, from, until) = (self.site.clone(), self.valid_from, self.valid_until);
-        Err(Error::Validity {
-            site,
-            from,
-            until,
-            now,
-        })
+        Err(Error::Validity { site, from, until, now })
     }
 }
 
@@ -153,6 +146,8 @@ impl SiteCard {
 pub struct Peer {
     /// Its card.
     pub card: SiteCard,
+    /// The card as it was signed.
+    pub signed: Envelope,
     /// Whether it was revoked; a revoked peer stays known, so that its old signatures can be explained.
     pub revoked: bool,
 }
@@ -164,28 +159,24 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// A roster of the given cards, for checking a passport offline.
-    #[must_use]
-    pub fn of(cards: impl IntoIterator<Item = SiteCard>) -> Self {
-        let peers = cards.into_iter().map(|card| {
-            (
-                card.site.clone(),
-                Peer {
-                    card,
-                    revoked: false,
-                },
-            )
-        });
-        Self {
-            peers: peers.collect(),
+    /// A roster of the given signed cards, for checking a passport offline.
+    ///
+    /// # Errors
+    /// If a card is not genuine, or two contradict each other.
+    pub fn of(cards: impl IntoIterator<Item = Envelope>) -> Result<Self, Error> {
+        let mut roster = Self::default();
+        for card in cards {
+            roster.add(card)?;
         }
+        Ok(roster)
     }
 
     /// Adds a card; the same card again changes nothing, a revoked entry may be replaced.
     ///
     /// # Errors
-    /// [`Error::OtherKeys`] or [`Error::Full`].
-    pub fn add(&mut self, card: SiteCard) -> Result<(), Error> {
+    /// [`Error::OtherKeys`] or [`Error::Full`], or what is wrong with the card.
+    pub fn add(&mut self, signed: Envelope) -> Result<(), Error> {
+        let card = SiteCard::open(&signed)?;
         match self.peers.get(&card.site) {
             Some(known) if !known.revoked && known.card.fingerprint() != card.fingerprint() => {
                 return Err(Error::OtherKeys(card.site));
@@ -193,13 +184,7 @@ impl Roster {
             None if self.peers.len() >= PEERS_MAX => return Err(Error::Full),
             _ => {}
         }
-        self.peers.insert(
-            card.site.clone(),
-            Peer {
-                card,
-                revoked: false,
-            },
-        );
+        self.peers.insert(card.site.clone(), Peer { card, signed, revoked: false });
         Ok(())
     }
 
@@ -208,10 +193,7 @@ impl Roster {
     /// # Errors
     /// [`Error::Unknown`].
     pub fn revoke(&mut self, site: &SiteId) -> Result<(), Error> {
-        self.peers
-            .get_mut(site)
-            .map(|p| p.revoked = true)
-            .ok_or(Error::Unknown(site.clone()))
+        self.peers.get_mut(site).map(|p| p.revoked = true).ok_or(Error::Unknown(site.clone()))
     }
 
     /// All sites in order.
@@ -234,10 +216,7 @@ impl Roster {
     /// The trusted site that owns a TLS key.
     #[must_use]
     pub fn by_tls_key(&self, key: &Digest) -> Option<&SiteCard> {
-        self.peers
-            .values()
-            .find(|p| !p.revoked && p.card.tls_key == *key)
-            .map(|p| &p.card)
+        self.peers.values().find(|p| !p.revoked && p.card.tls_key == *key).map(|p| &p.card)
     }
 }
 
@@ -263,27 +242,12 @@ pub(crate) mod tests {
         let new = || SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
         let (a, b) = (new(), new());
         let good = card("uker", &a);
-        assert!(
-            SiteCard::open(&good.sign(&b).unwrap()).is_err(),
-            "signed by another key"
-        );
+        assert!(SiteCard::open(&good.sign(&b).unwrap()).is_err(), "signed by another key");
         for bad in [
-            SiteCard {
-                name: "a\nb".to_owned(),
-                ..good.clone()
-            },
-            SiteCard {
-                endpoints: vec!["nowhere".to_owned()],
-                ..good.clone()
-            },
-            SiteCard {
-                endpoints: vec!["h:0".to_owned()],
-                ..good.clone()
-            },
-            SiteCard {
-                valid_until: 100,
-                ..good.clone()
-            },
+            SiteCard { name: "a\nb".to_owned(), ..good.clone() },
+            SiteCard { endpoints: vec!["nowhere".to_owned()], ..good.clone() },
+            SiteCard { endpoints: vec!["h:0".to_owned()], ..good.clone() },
+            SiteCard { valid_until: 100, ..good.clone() },
         ] {
             assert!(bad.sign(&a).is_err(), "{bad:?}");
         }
@@ -295,19 +259,13 @@ pub(crate) mod tests {
         roster.add(good.clone()).unwrap();
         roster.add(good.clone()).unwrap();
         let impostor = card("uker", &b);
-        assert_eq!(
-            roster.add(impostor.clone()),
-            Err(Error::OtherKeys(good.site.clone()))
-        );
+        assert_eq!(roster.add(impostor.clone()), Err(Error::OtherKeys(good.site.clone())));
         assert!(roster.trusted(&"usz".parse().unwrap()).is_err());
         assert_eq!(roster.by_tls_key(&good.tls_key), Some(&good));
         roster.revoke(&good.site).unwrap();
-        assert_eq!(
-            roster.trusted(&good.site),
-            Err(Error::Revoked(good.site.clone()))
-        );
+        assert_eq!(roster.trusted(&good.site), Err(Error::Revoked(good.site.clone())));
         assert_eq!(roster.by_tls_key(&good.tls_key), None);
-        roster.add(impostor.clone()).unwrap();
+        roster.add(impostor.sign(&b).unwrap()).unwrap();
         assert_eq!(roster.trusted(&good.site), Ok(&impostor));
     }
 }

@@ -1,1 +1,35 @@
-//! 
+//! The daemon of one site: the core of Rondo with disk, network and a trainer.
+//!
+//! It links no image and no tensor code. Start reading at [`daemon`] (who owns the state) and
+//! [`effects`] (what the state makes happen); [`rpc`] and [`listen`] are how others get in.
+
+pub mod cli;
+pub mod config;
+pub mod contacts;
+pub mod daemon;
+pub mod durable;
+pub mod effects;
+pub mod identity;
+pub mod journal;
+pub mod listen;
+pub mod rpc;
+mod start;
+pub mod store;
+pub mod tls;
+pub mod trainer;
+
+use clap::Parser as _;
+use std::process::ExitCode;
+
+/// The program: parses the command line and runs. Used by the packaged binary and by tests.
+#[must_use]
+pub fn main() -> ExitCode {
+    start::run(cli::Arguments::parse())
+}
+
+/// Version of this software as numbers.
+#[must_use]
+pub fn version() -> [u32; 3] {
+    let mut parts = env!("CARGO_PKG_VERSION").split('.').map(|p| p.parse().unwrap_or(0));
+    std::array::from_fn(|_| parts.next().unwrap_or(0))
+}

@@ -1,1 +1,5 @@
-fn main() {}
+//! The Rondo daemon.
+
+fn main() -> std::process::ExitCode {
+    rondo_node::main()
+}

@@ -45,10 +45,7 @@ impl From<Error> for tonic::Status {
 /// [`Error::Digest`] naming `field`.
 pub fn digest(field: &'static str, bytes: &[u8]) -> Result<Digest, Error> {
     let found = bytes.len();
-    bytes
-        .try_into()
-        .map(Digest::from_bytes)
-        .map_err(|_| Error::Digest { field, found })
+    bytes.try_into().map(Digest::from_bytes).map_err(|_| Error::Digest { field, found })
 }
 
 /// Reads a digest that may be absent (no bytes).
@@ -56,11 +53,7 @@ pub fn digest(field: &'static str, bytes: &[u8]) -> Result<Digest, Error> {
 /// # Errors
 /// [`Error::Digest`] naming `field`.
 pub fn optional_digest(field: &'static str, bytes: &[u8]) -> Result<Option<Digest>, Error> {
-    if bytes.is_empty() {
-        Ok(None)
-    } else {
-        digest(field, bytes).map(Some)
-    }
+    if bytes.is_empty() { Ok(None) } else { digest(field, bytes).map(Some) }
 }
 
 /// Writes a digest.
@@ -74,9 +67,5 @@ pub fn digest_bytes(digest: Digest) -> Vec<u8> {
 /// # Errors
 /// [`Error::Missing`].
 pub fn visit(number: u32) -> Result<VisitNo, Error> {
-    if number == 0 {
-        Err(Error::Missing("visit"))
-    } else {
-        Ok(VisitNo(number))
-    }
+    if number == 0 { Err(Error::Missing("visit")) } else { Ok(VisitNo(number)) }
 }

@@ -44,8 +44,5 @@ async fn channel(socket: &Path) -> Result<Channel, Error> {
     Endpoint::from_static("http://localhost")
         .connect_with_connector(connect)
         .await
-        .map_err(|source| Error {
-            path: socket.to_owned(),
-            source,
-        })
+        .map_err(|source| Error { path: socket.to_owned(), source })
 }

@@ -16,19 +16,12 @@ fn generated_code_is_current() {
         .compile_fds(descriptors)
         .expect("code is generated");
     let kept = root.join("src/generated");
-    for name in [
-        "rondo.peer.v1.rs",
-        "rondo.control.v1.rs",
-        "rondo.trainer.v1.rs",
-    ] {
+    for name in ["rondo.peer.v1.rs", "rondo.control.v1.rs", "rondo.trainer.v1.rs"] {
         let new = std::fs::read_to_string(fresh.path().join(name)).expect("generated file");
         if std::env::var_os("RONDO_GENERATE").is_some() {
             std::fs::copy(fresh.path().join(name), kept.join(name)).expect("copied");
         }
         let old = std::fs::read_to_string(kept.join(name)).unwrap_or_default();
-        assert!(
-            old == new,
-            "{name} is out of date; run again with RONDO_GENERATE=1"
-        );
+        assert!(old == new, "{name} is out of date; run again with RONDO_GENERATE=1");
     }
 }

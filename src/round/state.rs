@@ -65,17 +65,13 @@ impl Visit {
     /// Digest of its checkpoint, once its site contributed.
     #[must_use]
     pub fn weights(&self) -> Option<Digest> {
-        self.contribution
-            .as_ref()
-            .map(|(manifest, _)| manifest.weights.object)
+        self.contribution.as_ref().map(|(manifest, _)| manifest.weights.object)
     }
 
     /// Whether `site` received exactly the checkpoint that was contributed.
     #[must_use]
     pub fn is_held_by(&self, site: &SiteId) -> bool {
-        self.received_by
-            .get(site)
-            .is_some_and(|held| Some(*held) == self.weights())
+        self.received_by.get(site).is_some_and(|held| Some(*held) == self.weights())
     }
 }
 
@@ -157,11 +153,7 @@ impl Round {
             RoundPhase::Proposed
         } else if !self.started {
             RoundPhase::Approved
-        } else if self
-            .visits
-            .iter()
-            .all(|v| self.visit_phase(v) == VisitPhase::HandedOver)
-        {
+        } else if self.visits.iter().all(|v| self.visit_phase(v) == VisitPhase::HandedOver) {
             RoundPhase::Finished
         } else {
             RoundPhase::Running
@@ -174,11 +166,7 @@ impl Round {
         let site = self.plan.site_of(visit.number);
         if visit.contribution.is_some() {
             let done = self.recipients(visit.number).all(|to| visit.is_held_by(to));
-            if done {
-                VisitPhase::HandedOver
-            } else {
-                VisitPhase::Contributed
-            }
+            if done { VisitPhase::HandedOver } else { VisitPhase::Contributed }
         } else if visit.training {
             VisitPhase::Training
         } else if site.is_some_and(|s| self.approvals.contains_key(s)) {
@@ -191,13 +179,11 @@ impl Round {
     /// The visit of that number.
     #[must_use]
     pub fn visit(&self, number: VisitNo) -> Option<&Visit> {
-        self.visits
-            .get(usize::try_from(number.0).ok()?.checked_sub(1)?)
+        self.visits.get(usize::try_from(number.0).ok()?.checked_sub(1)?)
     }
 
     pub(super) fn visit_mut(&mut self, number: VisitNo) -> Option<&mut Visit> {
-        self.visits
-            .get_mut(usize::try_from(number.0).ok()?.checked_sub(1)?)
+        self.visits.get_mut(usize::try_from(number.0).ok()?.checked_sub(1)?)
     }
 
     /// Sites that a visit's checkpoint must reach: the next one, or every other after the last visit.
@@ -205,10 +191,7 @@ impl Round {
         let own = self.plan.site_of(visit);
         let next = self.plan.site_of(visit.next());
         let last = visit == self.plan.last_visit();
-        self.plan
-            .sites
-            .iter()
-            .filter(move |s| Some(*s) != own && (last || Some(*s) == next))
+        self.plan.sites.iter().filter(move |s| Some(*s) != own && (last || Some(*s) == next))
     }
 
     /// The manifest of `visit`, once its site contributed.
@@ -227,54 +210,27 @@ impl Round {
     }
 
     fn effects(&self, id: RoundId, own: &SiteId, roster: &Roster, out: &mut Vec<Effect>) {
-        let made = self
-            .receipts
-            .get(own)
-            .map_or(0, |r| u32::try_from(r.len()).unwrap_or(u32::MAX));
-        for to in self
-            .plan
-            .sites
-            .iter()
-            .filter(|s| *s != own && roster.trusted(s).is_ok())
-        {
+        let made = self.receipts.get(own).map_or(0, |r| u32::try_from(r.len()).unwrap_or(u32::MAX));
+        for to in self.plan.sites.iter().filter(|s| *s != own && roster.trusted(s).is_ok()) {
             let have = self.delivered.get(to).copied().unwrap_or(0);
             if have < made {
-                out.push(Effect::DeliverReceipts {
-                    round: id,
-                    to: to.clone(),
-                    from: have + 1,
-                });
+                out.push(Effect::DeliverReceipts { round: id, to: to.clone(), from: have + 1 });
             }
         }
         if !matches!(self.phase(), RoundPhase::Running) {
             return;
         }
-        for visit in self
-            .visits
-            .iter()
-            .filter(|v| self.plan.site_of(v.number) == Some(own))
-        {
+        for visit in self.visits.iter().filter(|v| self.plan.site_of(v.number) == Some(own)) {
             match visit.weights() {
                 Some(weights) => {
-                    let to = self
-                        .recipients(visit.number)
-                        .filter(|to| !visit.is_held_by(to));
+                    let to = self.recipients(visit.number).filter(|to| !visit.is_held_by(to));
                     out.extend(to.filter(|to| roster.trusted(to).is_ok()).map(|to| {
-                        Effect::HandOver {
-                            round: id,
-                            visit: visit.number,
-                            weights,
-                            to: to.clone(),
-                        }
+                        Effect::HandOver { round: id, visit: visit.number, weights, to: to.clone() }
                     }));
                 }
                 None => {
                     if let Some(received) = self.input_of(visit.number, own) {
-                        out.push(Effect::Train {
-                            round: id,
-                            visit: visit.number,
-                            received,
-                        });
+                        out.push(Effect::Train { round: id, visit: visit.number, received });
                     }
                 }
             }

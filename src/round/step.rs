@@ -81,7 +81,7 @@ pub fn step(state: &SiteState, event: &Event) -> Result<SiteState, Refusal> {
     let mut next = state.clone();
     match event {
         Event::SiteOpened { card } => {
-            let card = SiteCard::open(card)?;
+            let (signed, card) = (card, SiteCard::open(card)?);
             // A renewed card of the same site replaces its own entry.
             match &next.own {
                 Some(own) if own.site != card.site || own.signing_key != card.signing_key => {
@@ -90,17 +90,16 @@ pub fn step(state: &SiteState, event: &Event) -> Result<SiteState, Refusal> {
                 Some(_) => next.roster.revoke(&card.site)?,
                 None => {}
             }
-            next.roster.add(card.clone())?;
+            next.roster.add(signed.clone())?;
             next.own = Some(card);
         }
         Event::PeerAdded { card } => {
-            let card = SiteCard::open(card)?;
-            if own_site(&next)? == card.site {
+            if own_site(&next)? == SiteCard::open(card)?.site {
                 return Err(Refusal::Phase(
                     "this is the site's own card; add the card of another site",
                 ));
             }
-            next.roster.add(card)?;
+            next.roster.add(card.clone())?;
         }
         Event::PeerRevoked { site } => {
             if own_site(&next)? == *site {
@@ -115,9 +114,7 @@ pub fn step(state: &SiteState, event: &Event) -> Result<SiteState, Refusal> {
             let known = round_mut(&mut next, *round)?;
             let made = known.receipts.get(&own).map_or(0, Vec::len);
             if !known.plan.sites.contains(to) || *number as usize > made {
-                return Err(Refusal::Phase(
-                    "a delivery of receipts that were never made",
-                ));
+                return Err(Refusal::Phase("a delivery of receipts that were never made"));
             }
             let have = known.delivered.entry(to.clone()).or_default();
             *have = (*have).max(*number);
@@ -127,18 +124,11 @@ pub fn step(state: &SiteState, event: &Event) -> Result<SiteState, Refusal> {
 }
 
 fn own_site(state: &SiteState) -> Result<SiteId, Refusal> {
-    state
-        .own
-        .as_ref()
-        .map(|card| card.site.clone())
-        .ok_or(Refusal::Owner)
+    state.own.as_ref().map(|card| card.site.clone()).ok_or(Refusal::Owner)
 }
 
 fn round_mut(state: &mut SiteState, round: RoundId) -> Result<&mut Round, Refusal> {
-    state
-        .rounds
-        .get_mut(&round)
-        .ok_or(Refusal::UnknownRound(round))
+    state.rounds.get_mut(&round).ok_or(Refusal::UnknownRound(round))
 }
 
 fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refusal> {
@@ -146,13 +136,7 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
     let claimed = Receipt::unverified(envelope)?;
     let key = state.roster.trusted(&claimed.site)?.signing_key;
     let receipt = Receipt::open(envelope, &key)?;
-    let Receipt {
-        round: id,
-        site,
-        number,
-        body,
-        ..
-    } = receipt;
+    let Receipt { round: id, site, number, body, .. } = receipt;
     if let ReceiptBody::Proposed { plan } = &body {
         propose(state, id, &site, plan, &own)?;
     }
@@ -165,21 +149,11 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
     if let Some(known) = (number as usize).checked_sub(1).and_then(|i| told.get(i)) {
         // ECDSA signatures differ each time, so what was said is compared, not its signature.
         let same = known.payload_digest() == envelope.payload_digest();
-        return if same {
-            Ok(())
-        } else {
-            Err(Refusal::Contradiction(site))
-        };
+        return if same { Ok(()) } else { Err(Refusal::Contradiction(site)) };
     }
-    let expected = u32::try_from(told.len())
-        .unwrap_or(u32::MAX)
-        .saturating_add(1);
+    let expected = u32::try_from(told.len()).unwrap_or(u32::MAX).saturating_add(1);
     if number != expected {
-        return Err(Refusal::Order {
-            site,
-            expected,
-            found: number,
-        });
+        return Err(Refusal::Order { site, expected, found: number });
     }
     if told.len() >= RECEIPTS_MAX {
         return Err(Refusal::Limit("a site made too many receipts in one round"));
@@ -218,11 +192,7 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
             contribute(round, &manifest, claimed.visit, &roster)?;
         }
     }
-    round
-        .receipts
-        .entry(site)
-        .or_default()
-        .push(envelope.clone());
+    round.receipts.entry(site).or_default().push(envelope.clone());
     Ok(())
 }
 
@@ -242,20 +212,13 @@ fn propose(
     }
     for site in [by, own] {
         if !plan.sites.contains(site) {
-            return Err(Refusal::NotInRound {
-                site: site.clone(),
-                round: id,
-            });
+            return Err(Refusal::NotInRound { site: site.clone(), round: id });
         }
     }
     for site in &plan.sites {
         state.roster.trusted(site)?;
     }
-    let open = state
-        .rounds
-        .values()
-        .filter(|r| r.phase() != RoundPhase::Finished)
-        .count();
+    let open = state.rounds.values().filter(|r| r.phase() != RoundPhase::Finished).count();
     if open >= OPEN_ROUNDS_MAX {
         return Err(Refusal::Limit("too many open rounds at this site"));
     }
@@ -277,12 +240,7 @@ fn contribute(
     roster: &trust::Roster,
 ) -> Result<(), Refusal> {
     let previous = match visit.previous() {
-        Some(before) => Some(
-            round
-                .manifest(before)
-                .cloned()
-                .ok_or(Refusal::Gap(before))?,
-        ),
+        Some(before) => Some(round.manifest(before).cloned().ok_or(Refusal::Gap(before))?),
         None => None,
     };
     let manifest = verify_hop(&round.plan, previous.as_ref(), visit, envelope, roster)?;
@@ -299,9 +257,7 @@ fn contribute(
 }
 
 fn known_visit(round: &mut Round, visit: VisitNo) -> Result<&mut super::Visit, Refusal> {
-    round
-        .visit_mut(visit)
-        .ok_or(Refusal::Phase("the plan has no such visit"))
+    round.visit_mut(visit).ok_or(Refusal::Phase("the plan has no such visit"))
 }
 
 fn turn_of<'r>(

@@ -28,22 +28,10 @@ impl Site {
     }
 
     fn receipt(&self, round: RoundId, body: ReceiptBody) -> Envelope {
-        let told = self
-            .state
-            .rounds()
-            .get(&round)
-            .and_then(|r| r.receipts.get(&self.id));
+        let told = self.state.rounds().get(&round).and_then(|r| r.receipts.get(&self.id));
         let number = u32::try_from(told.map_or(0, Vec::len)).unwrap() + 1;
         let site = self.id.clone();
-        Receipt {
-            round,
-            site,
-            number,
-            at: 1,
-            body,
-        }
-        .sign(&self.key)
-        .unwrap()
+        Receipt { round, site, number, at: 1, body }.sign(&self.key).unwrap()
     }
 
     fn tell(&mut self, round: RoundId, body: ReceiptBody) -> Result<(), Refusal> {
@@ -55,10 +43,7 @@ impl Site {
         let plan = &self.state.rounds()[&round].plan;
         let layout = crate::checkpoint::Layout::new(&plan.recipe.architecture, false);
         let mut weights = layout.header().to_vec();
-        weights.resize(
-            usize::try_from(layout.len()).unwrap(),
-            u8::try_from(visit.0).unwrap(),
-        );
+        weights.resize(usize::try_from(layout.len()).unwrap(), u8::try_from(visit.0).unwrap());
         Manifest {
             round,
             cycle: plan.cycle_of(visit),
@@ -70,10 +55,7 @@ impl Site {
             recipe: plan.recipe_digest(),
             software: "rondo test".to_owned(),
             counts: Counts::default(),
-            validation: Validation {
-                received_dice: Some(0.25),
-                trained_dice: None,
-            },
+            validation: Validation { received_dice: Some(0.25), trained_dice: None },
             filters: vec![],
             signed_at: 5,
         }
@@ -81,9 +63,8 @@ impl Site {
 }
 
 fn sites() -> BTreeMap<SiteId, Site> {
-    let keys: Vec<SigningKey> = (0..3)
-        .map(|_| SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap())
-        .collect();
+    let keys: Vec<SigningKey> =
+        (0..3).map(|_| SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap()).collect();
     let names = ["uker", "stanford", "usz"];
     let cards: Vec<Envelope> = names
         .iter()
@@ -93,24 +74,10 @@ fn sites() -> BTreeMap<SiteId, Site> {
     let mut sites = BTreeMap::new();
     for (i, key) in keys.into_iter().enumerate() {
         let id: SiteId = names[i].parse().unwrap();
-        let mut site = Site {
-            id: id.clone(),
-            key,
-            state: SiteState::default(),
-            records: vec![],
-        };
-        site.adopt(&Event::SiteOpened {
-            card: cards[i].clone(),
-        })
-        .unwrap();
-        for card in cards
-            .iter()
-            .enumerate()
-            .filter(|(j, _)| *j != i)
-            .map(|(_, c)| c)
-        {
-            site.adopt(&Event::PeerAdded { card: card.clone() })
-                .unwrap();
+        let mut site = Site { id: id.clone(), key, state: SiteState::default(), records: vec![] };
+        site.adopt(&Event::SiteOpened { card: cards[i].clone() }).unwrap();
+        for card in cards.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, c)| c) {
+            site.adopt(&Event::PeerAdded { card: card.clone() }).unwrap();
         }
         sites.insert(id, site);
     }
@@ -134,62 +101,30 @@ fn turn(sites: &mut BTreeMap<SiteId, Site>) -> usize {
                 let number = u32::try_from(told.len()).unwrap();
                 // Every receipt is sent twice: duplicates must do no harm.
                 let ok = told.iter().chain(&told).all(|receipt| {
-                    let event = Event::Receipt {
-                        receipt: receipt.clone(),
-                    };
+                    let event = Event::Receipt { receipt: receipt.clone() };
                     sites.get_mut(to).unwrap().adopt(&event).is_ok()
                 });
                 if ok {
-                    let event = Event::Delivered {
-                        round: *round,
-                        to: to.clone(),
-                        number,
-                    };
+                    let event = Event::Delivered { round: *round, to: to.clone(), number };
                     sites.get_mut(at).unwrap().adopt(&event).unwrap();
                 }
             }
-            Effect::Train {
-                round,
-                visit,
-                received,
-            } => {
+            Effect::Train { round, visit, received } => {
                 let site = sites.get_mut(at).unwrap();
-                site.tell(*round, ReceiptBody::Training { visit: *visit })
-                    .unwrap();
-                let manifest = site
-                    .manifest(*round, *visit, *received)
-                    .sign(&site.key)
-                    .unwrap();
-                site.tell(*round, ReceiptBody::Contributed { manifest })
-                    .unwrap();
+                site.tell(*round, ReceiptBody::Training { visit: *visit }).unwrap();
+                let manifest = site.manifest(*round, *visit, *received).sign(&site.key).unwrap();
+                site.tell(*round, ReceiptBody::Contributed { manifest }).unwrap();
             }
-            Effect::HandOver {
-                round,
-                visit,
-                weights,
-                to,
-            } => {
+            Effect::HandOver { round, visit, weights, to } => {
                 let passport = sites[at].state.rounds()[round].passport(*visit).unwrap();
                 let receiver = sites.get_mut(to).unwrap();
                 let verified = passport.verify(receiver.state.roster()).unwrap();
                 assert_eq!(verified.weights(), *weights);
                 for manifest in passport.manifests {
-                    receiver
-                        .adopt(&Event::Manifest {
-                            round: *round,
-                            manifest,
-                        })
-                        .unwrap();
+                    receiver.adopt(&Event::Manifest { round: *round, manifest }).unwrap();
                 }
-                let body = ReceiptBody::Received {
-                    visit: *visit,
-                    weights: *weights,
-                };
-                if !receiver.state.rounds()[round]
-                    .visit(*visit)
-                    .unwrap()
-                    .is_held_by(to)
-                {
+                let body = ReceiptBody::Received { visit: *visit, weights: *weights };
+                if !receiver.state.rounds()[round].visit(*visit).unwrap().is_held_by(to) {
                     receiver.tell(*round, body).unwrap();
                 }
             }
@@ -202,8 +137,7 @@ fn proposed(sites: &mut BTreeMap<SiteId, Site>) -> RoundId {
     let plan = plan();
     let text = String::from_utf8(plan.canonical()).unwrap();
     let uker = sites.get_mut(&"uker".parse().unwrap()).unwrap();
-    uker.tell(plan.round(), ReceiptBody::Proposed { plan: text })
-        .unwrap();
+    uker.tell(plan.round(), ReceiptBody::Proposed { plan: text }).unwrap();
     while turn(sites) > 0 {}
     plan.round()
 }
@@ -215,18 +149,11 @@ fn a_round_ends_with_the_same_history_everywhere() {
     let ids: Vec<SiteId> = sites.keys().cloned().collect();
     for id in &ids {
         let site = sites.get_mut(id).unwrap();
-        assert!(
-            site.tell(round, ReceiptBody::Started).is_err(),
-            "not everyone approved"
-        );
+        assert!(site.tell(round, ReceiptBody::Started).is_err(), "not everyone approved");
         site.tell(round, ReceiptBody::Approved).unwrap();
     }
     while turn(&mut sites) > 0 {}
-    sites
-        .get_mut(&ids[0])
-        .unwrap()
-        .tell(round, ReceiptBody::Started)
-        .unwrap();
+    sites.get_mut(&ids[0]).unwrap().tell(round, ReceiptBody::Started).unwrap();
     let mut turns = 0;
     while turn(&mut sites) > 0 {
         turns += 1;
@@ -235,14 +162,7 @@ fn a_round_ends_with_the_same_history_everywhere() {
     let history = &sites[&ids[0]].state.rounds()[&round];
     assert_eq!(history.phase(), RoundPhase::Finished);
     let passport = history.passport(VisitNo(6)).unwrap();
-    assert_eq!(
-        passport
-            .verify(sites[&ids[1]].state.roster())
-            .unwrap()
-            .hops()
-            .len(),
-        6
-    );
+    assert_eq!(passport.verify(sites[&ids[1]].state.roster()).unwrap().hops().len(), 6);
     for site in sites.values() {
         let round = &site.state.rounds()[&round];
         assert_eq!(round.receipts, history.receipts, "{}", site.id);
@@ -251,12 +171,7 @@ fn a_round_ends_with_the_same_history_everywhere() {
         for record in &site.records {
             replay.adopt(record).unwrap();
         }
-        assert_eq!(
-            replay.finish().0,
-            site.state,
-            "replay differs at {}",
-            site.id
-        );
+        assert_eq!(replay.finish().0, site.state, "replay differs at {}", site.id);
     }
 }
 
@@ -269,16 +184,10 @@ fn a_passport_with_any_wrong_hop_is_refused_with_its_reason() {
     }
     while turn(&mut sites) > 0 {}
     let uker: SiteId = "uker".parse().unwrap();
-    sites
-        .get_mut(&uker)
-        .unwrap()
-        .tell(round, ReceiptBody::Started)
-        .unwrap();
+    sites.get_mut(&uker).unwrap().tell(round, ReceiptBody::Started).unwrap();
     while turn(&mut sites) > 0 {}
     let roster = sites[&uker].state.roster().clone();
-    let good = sites[&uker].state.rounds()[&round]
-        .passport(VisitNo(4))
-        .unwrap();
+    let good = sites[&uker].state.rounds()[&round].passport(VisitNo(4)).unwrap();
     let code = |p: &passport::Passport| p.verify(&roster).unwrap_err().code();
 
     let mut swapped = good.clone();
@@ -300,15 +209,9 @@ fn a_passport_with_any_wrong_hop_is_refused_with_its_reason() {
     assert_eq!(code(&empty), "passport-hops");
     let mut revoked = roster.clone();
     revoked.revoke(&"usz".parse().unwrap()).unwrap();
-    assert_eq!(
-        good.verify(&revoked).unwrap_err().code(),
-        "passport-signer-revoked"
-    );
+    assert_eq!(good.verify(&revoked).unwrap_err().code(), "passport-signer-revoked");
     let verified = good.verify(&roster).unwrap();
-    assert_eq!(
-        verified.verify_weights(b"short").unwrap_err().code(),
-        "weights-damaged"
-    );
+    assert_eq!(verified.verify_weights(b"short").unwrap_err().code(), "weights-damaged");
 }
 
 #[test]
@@ -321,45 +224,18 @@ fn lies_and_repeats_leave_no_trace() {
     let liar = &sites[&usz];
 
     let sign = |site: &SiteId, number, body| {
-        let receipt = Receipt {
-            round,
-            site: site.clone(),
-            number,
-            at: 1,
-            body,
-        };
-        Event::Receipt {
-            receipt: receipt.sign(&liar.key).unwrap(),
-        }
+        let receipt = Receipt { round, site: site.clone(), number, at: 1, body };
+        Event::Receipt { receipt: receipt.sign(&liar.key).unwrap() }
     };
     let forged = sign(&stanford, 1, ReceiptBody::Approved);
     assert!(matches!(target.adopt(&forged), Err(Refusal::Envelope(_))));
     let early = sign(&usz, 2, ReceiptBody::Approved);
-    assert!(matches!(
-        target.adopt(&early),
-        Err(Refusal::Order {
-            expected: 1,
-            found: 2,
-            ..
-        })
-    ));
+    assert!(matches!(target.adopt(&early), Err(Refusal::Order { expected: 1, found: 2, .. })));
     let not_its_turn = sign(&usz, 1, ReceiptBody::Training { visit: VisitNo(1) });
-    assert!(matches!(
-        target.adopt(&not_its_turn),
-        Err(Refusal::Phase(_))
-    ));
-    let beyond = ReceiptBody::Received {
-        visit: VisitNo(7),
-        weights: Digest::of(b""),
-    };
-    assert!(matches!(
-        target.adopt(&sign(&usz, 1, beyond)),
-        Err(Refusal::Phase(_))
-    ));
-    let manifest = liar
-        .manifest(round, VisitNo(3), None)
-        .sign(&liar.key)
-        .unwrap();
+    assert!(matches!(target.adopt(&not_its_turn), Err(Refusal::Phase(_))));
+    let beyond = ReceiptBody::Received { visit: VisitNo(7), weights: Digest::of(b"") };
+    assert!(matches!(target.adopt(&sign(&usz, 1, beyond)), Err(Refusal::Phase(_))));
+    let manifest = liar.manifest(round, VisitNo(3), None).sign(&liar.key).unwrap();
     let ahead = sign(&usz, 1, ReceiptBody::Contributed { manifest });
     assert_eq!(target.adopt(&ahead), Err(Refusal::Gap(VisitNo(2))));
     assert_eq!(target.state, before);
@@ -369,10 +245,7 @@ fn lies_and_repeats_leave_no_trace() {
     target.adopt(&sign(&usz, 1, ReceiptBody::Approved)).unwrap();
     assert_eq!(target.state, after);
     let contradiction = sign(&usz, 1, ReceiptBody::Started);
-    assert_eq!(
-        target.adopt(&contradiction),
-        Err(Refusal::Contradiction(usz))
-    );
+    assert_eq!(target.adopt(&contradiction), Err(Refusal::Contradiction(usz)));
 }
 
 #[test]
@@ -393,10 +266,7 @@ fn a_damaged_journal_names_the_place() {
         let mut removed = site.records.clone();
         removed.remove(i);
         if i + 1 < site.records.len() {
-            let missing = Error::Missing {
-                expected: number,
-                found: number + 1,
-            };
+            let missing = Error::Missing { expected: number, found: number + 1 };
             assert_eq!(replay(&removed), Err(missing));
         }
     }

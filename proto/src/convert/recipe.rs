@@ -49,12 +49,7 @@ impl TryFrom<wire::Recipe> for Recipe {
         let recipe = Self {
             preset: read("preset", Preset::from_number(w.preset))?,
             method: read("method", Method::from_number(w.method))?,
-            architecture: Architecture {
-                n1: w.n1,
-                n2: w.n2,
-                n3: w.n3,
-                m: w.m,
-            },
+            architecture: Architecture { n1: w.n1, n2: w.n2, n3: w.n3, m: w.m },
             epochs: w.epochs,
             segments_per_case: w.segments_per_case,
             cases_per_pool: w.cases_per_pool,
@@ -79,11 +74,7 @@ impl TryFrom<wire::Recipe> for Recipe {
             validate_every: w.validate_every,
         };
         let problems = recipe.problems();
-        if problems.is_empty() {
-            Ok(recipe)
-        } else {
-            Err(Error::Recipe(problems))
-        }
+        if problems.is_empty() { Ok(recipe) } else { Err(Error::Recipe(problems)) }
     }
 }
 
@@ -97,22 +88,10 @@ mod tests {
             let recipe = Recipe::preset(preset);
             let wire = wire::Recipe::from(&recipe);
             for bad in [
-                wire::Recipe {
-                    method: 0,
-                    ..wire.clone()
-                },
-                wire::Recipe {
-                    select: 9,
-                    ..wire.clone()
-                },
-                wire::Recipe {
-                    n1: 0,
-                    ..wire.clone()
-                },
-                wire::Recipe {
-                    learning_rate: f64::NAN,
-                    ..wire.clone()
-                },
+                wire::Recipe { method: 0, ..wire.clone() },
+                wire::Recipe { select: 9, ..wire.clone() },
+                wire::Recipe { n1: 0, ..wire.clone() },
+                wire::Recipe { learning_rate: f64::NAN, ..wire.clone() },
             ] {
                 assert!(Recipe::try_from(bad).is_err());
             }

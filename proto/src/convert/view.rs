@@ -43,17 +43,10 @@ fn visit_view(round: &Round, visit: &Visit) -> VisitView {
     VisitView {
         visit: visit.number.0,
         cycle: round.plan.cycle_of(visit.number),
-        site: round
-            .plan
-            .site_of(visit.number)
-            .map(SiteId::to_string)
-            .unwrap_or_default(),
+        site: round.plan.site_of(visit.number).map(SiteId::to_string).unwrap_or_default(),
         phase: phase.into(),
         weights: visit.weights().map(|d| d.to_string()).unwrap_or_default(),
-        parent: manifest
-            .and_then(|m| m.parent)
-            .map(|d| d.to_string())
-            .unwrap_or_default(),
+        parent: manifest.and_then(|m| m.parent).map(|d| d.to_string()).unwrap_or_default(),
         received_dice: validation.received_dice,
         trained_dice: validation.trained_dice,
         training_cases: counts.training_cases,

@@ -1,0 +1,77 @@
+//! Command line of the daemon.
+
+use clap::{Parser, Subcommand};
+use rondo::ids::SiteId;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The Rondo daemon of one site.
+#[derive(Debug, Parser)]
+#[command(name = "rondo-node", version)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the daemon's program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a site's keys, card and configuration.
+    Init(Init),
+    /// Run the daemon in the foreground.
+    Run(Run),
+    /// Check the configuration, keys and card, and say what is wrong.
+    CheckConfig(Home),
+}
+
+/// Where a site lives.
+#[derive(Debug, clap::Args)]
+pub struct Home {
+    /// Folder with configuration, keys, journal and store.
+    #[arg(long, env = "RONDO_HOME")]
+    pub home: PathBuf,
+}
+
+/// What `run` takes.
+#[derive(Debug, clap::Args)]
+pub struct Run {
+    /// Where the site lives.
+    #[command(flatten)]
+    pub home: Home,
+    /// Stop when standard input ends; for whoever starts a node and must not outlive it.
+    #[arg(long)]
+    pub until_stdin_closes: bool,
+}
+
+/// What `init` takes.
+#[derive(Debug, clap::Args)]
+pub struct Init {
+    /// Where the site shall live.
+    #[command(flatten)]
+    pub home: Home,
+    /// The site's id: 1 to 32 of a-z, 0-9 and `-`.
+    #[arg(long)]
+    pub site: SiteId,
+    /// The site's name for people.
+    #[arg(long)]
+    pub name: String,
+    /// Address and port to listen on.
+    #[arg(long, default_value = "0.0.0.0:7443")]
+    pub listen: SocketAddr,
+    /// Where peers reach this site, as host:port; repeatable.
+    #[arg(long = "endpoint")]
+    pub endpoints: Vec<String>,
+    /// Let the daemon start the trainer with this configuration.
+    #[arg(long)]
+    pub trainer_config: Option<PathBuf>,
+    /// Folder for the sockets, if not `run` in the home folder.
+    #[arg(long)]
+    pub runtime_dir: Option<PathBuf>,
+    /// Days for which the card is valid.
+    #[arg(long, default_value_t = 730, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub valid_days: u32,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}

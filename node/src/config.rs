@@ -1,0 +1,110 @@
+//! `node.toml`: what hospital IT decides about a node. Unknown keys are refused.
+
+use rondo::settings::{self, Problems, Table};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Name of the configuration in a site's home folder.
+pub const FILE: &str = "node.toml";
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be read.
+    #[error("reading {}: {source}. Run `rondo site init` first, or name the right folder with --home", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It says something impossible.
+    #[error("{}: {problems}", path.display())]
+    Problems {
+        /// The file.
+        path: PathBuf,
+        /// All of it.
+        problems: Problems,
+    },
+}
+
+/// A resolved configuration; every path is absolute or relative to the working folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Folder with keys, journal and store.
+    pub home: PathBuf,
+    /// Where peers reach this node.
+    pub listen: SocketAddr,
+    /// Socket for operators.
+    pub control_socket: PathBuf,
+    /// Socket for the trainer.
+    pub trainer_socket: PathBuf,
+    /// How to start the trainer; empty if it is a service of its own.
+    pub trainer_command: Vec<String>,
+}
+
+impl Config {
+    /// Reads `node.toml` in `home`.
+    ///
+    /// # Errors
+    /// If it is missing, or all its problems with lines.
+    pub fn load(home: &Path) -> Result<Self, Error> {
+        let path = home.join(FILE);
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| Error::Read { path: path.clone(), source })?;
+        Self::parse(home, &text).map_err(|problems| Error::Problems { path, problems })
+    }
+
+    /// Resolves the text of a configuration.
+    ///
+    /// # Errors
+    /// All its problems.
+    pub fn parse(home: &Path, text: &str) -> Result<Self, Problems> {
+        settings::parse("node configuration", text, |t| {
+            let socket = |t: &mut Table<'_>| Some(t.text("socket"));
+            let listen = t.table("peer", |t| Some(t.parsed::<SocketAddr>("listen")));
+            let control = t.table("control", socket).flatten();
+            let (trainer, command) = t
+                .table("trainer", |t| Some((t.text("socket"), t.parsed_list::<String>("command"))))
+                .unwrap_or_default();
+            if command.as_ref().is_some_and(Vec::is_empty) {
+                t.problem(
+                    "`trainer.command` is empty; remove it if the trainer is its own service",
+                );
+            }
+            let at =
+                |path: Option<String>, default: &str| home.join(path.as_deref().unwrap_or(default));
+            let default = SocketAddr::from(([0, 0, 0, 0], 7443));
+            Some(Self {
+                home: home.to_owned(),
+                listen: listen.flatten().unwrap_or(default),
+                control_socket: at(control, "run/control.sock"),
+                trainer_socket: at(trainer, "run/trainer.sock"),
+                trainer_command: command.unwrap_or_default(),
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_come_together() {
+        let text =
+            "[peer]\nlisten = \"nowhere\"\nport = 3\n[trainer]\ncommand = []\n[extra]\na = 1\n";
+        let report = Config::parse(Path::new("/srv"), text).unwrap_err().to_string();
+        for part in [
+            "line 2: `listen`",
+            "unknown key `port`",
+            "`trainer.command` is empty",
+            "unknown key `extra`",
+        ] {
+            assert!(report.contains(part), "{part} is not in:\n{report}");
+        }
+        let config = Config::parse(Path::new("/srv"), "").unwrap();
+        assert_eq!(config.control_socket, Path::new("/srv/run/control.sock"));
+    }
+}

@@ -1,0 +1,147 @@
+//! Calling other sites: one TLS connection to the endpoints of a card, and when that last worked.
+
+use crate::daemon::{Daemon, unix_now};
+use crate::identity::Identity;
+use crate::tls;
+use hyper_util::rt::TokioIo;
+use rondo::ids::SiteId;
+use rondo_proto::MESSAGE_MAX_BYTES;
+use rondo_proto::peer::peer_client::PeerClient;
+use rustls::pki_types::ServerName;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// A connection that is not there after this long is tried again later.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// HTTP/2 windows: fast links with latency need tens of MiB in flight.
+pub const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
+/// As [`STREAM_WINDOW`], for all streams of a connection.
+pub const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+/// Middleboxes drop idle connections after minutes; a ping keeps them, and finds dead ones.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// Why a call did not reach the other site.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The roster.
+    #[error(transparent)]
+    Trust(#[from] rondo::trust::Error),
+    /// No endpoint in its card.
+    #[error("the card of {0} names no endpoint; it must call this site instead")]
+    NoEndpoint(SiteId),
+    /// This site's own keys.
+    #[error("preparing TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// No endpoint answered.
+    #[error("connecting to {site} at {endpoint}: {what}")]
+    Connect {
+        /// The site.
+        site: SiteId,
+        /// The endpoint that was tried last.
+        endpoint: String,
+        /// Why it failed.
+        what: String,
+    },
+    /// The site answered, but refused.
+    #[error("{site} refused: {}", status.message())]
+    Refused {
+        /// The site.
+        site: SiteId,
+        /// Its words.
+        status: Box<tonic::Status>,
+    },
+}
+
+/// What is known about reaching a peer.
+#[derive(Debug, Clone, Default)]
+pub struct Contact {
+    /// Unix time of the last call that reached it; 0 if none since the start.
+    pub last: u64,
+    /// Why the last call failed; empty if it did not.
+    pub problem: String,
+}
+
+/// All peers' contacts.
+#[derive(Debug, Clone, Default)]
+pub struct Contacts(Arc<Mutex<BTreeMap<SiteId, Contact>>>);
+
+impl Contacts {
+    /// What is known about `site`.
+    #[must_use]
+    pub fn of(&self, site: &SiteId) -> Contact {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(site).cloned().unwrap_or_default()
+    }
+
+    /// Notes how a call went; says whether the problem is a new one.
+    pub fn note<T>(&self, site: &SiteId, outcome: &Result<T, Error>) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let contact = all.entry(site.clone()).or_default();
+        let problem = match outcome {
+            Ok(_) => {
+                contact.last = unix_now();
+                String::new()
+            }
+            Err(e) => e.to_string(),
+        };
+        let new = !problem.is_empty() && contact.problem != problem;
+        contact.problem = problem;
+        new
+    }
+}
+
+/// Connects to `site`; whoever answers must own the pinned key.
+///
+/// # Errors
+/// Why no endpoint of its card could be used.
+pub async fn connect(
+    identity: &Identity,
+    daemon: &Daemon,
+    site: &SiteId,
+) -> Result<PeerClient<Channel>, Error> {
+    let endpoints = daemon.state().roster().trusted(site)?.endpoints.clone();
+    let config = Arc::new(tls::client(identity, daemon.states(), site.clone())?);
+    let mut failed = Error::NoEndpoint(site.clone());
+    for endpoint in endpoints {
+        let (target, config) = (endpoint.clone(), config.clone());
+        let dial = tower::service_fn(move |_: Uri| {
+            let (target, config) = (target.clone(), config.clone());
+            async move {
+                let tcp = TcpStream::connect(&target).await?;
+                tcp.set_nodelay(true)?;
+                // The name is not looked at: the pinned key is what counts.
+                let name = ServerName::try_from("rondo.invalid").map_err(std::io::Error::other)?;
+                TlsConnector::from(config).connect(name, tcp).await.map(TokioIo::new)
+            }
+        });
+        let channel = Endpoint::from_static("http://rondo.invalid")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+            .connect_with_connector(dial)
+            .await;
+        match channel {
+            Ok(channel) => {
+                return Ok(PeerClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES));
+            }
+            Err(e) => {
+                let what = root_cause(&e);
+                failed = Error::Connect { site: site.clone(), endpoint, what };
+            }
+        }
+    }
+    Err(failed)
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,357 @@
+//! Carrying out what the state asks for. Effects are levels, not edges: each worker looks at the state
+//! again and again, and ends when the state no longer asks for its work.
+
+use crate::contacts::{self, Contacts, connect};
+use crate::daemon::{Daemon, unix_now};
+use crate::identity::Identity;
+use crate::rpc::peer::BATCH_MAX;
+use crate::store::Store;
+use crate::trainer::{Assignment, Trained, TrainerHub};
+use rondo::envelope::Envelope;
+use rondo::ids::{Digest, RoundId, SiteId, VisitNo};
+use rondo::manifest::Manifest;
+use rondo::plan::Plan;
+use rondo::round::{Effect, Event, ReceiptBody, StallReason};
+use rondo::transfer::ChunkTable;
+use rondo_proto::peer::peer_client::PeerClient;
+use rondo_proto::peer::{Chunk, Offer, OfferAnswer, ReceiptBatch, offer_answer::Answer};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+
+/// First pause after a failure; it doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(250);
+/// Longest pause after a failure. An effect is never given up: a peer may be away for days.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Ended workers that wait to be noticed.
+const ENDINGS: usize = 16;
+/// Failures of a visit before all sites are told that it stalls.
+const STALL_AFTER: u32 = 3;
+/// An answer to a single message must come within this time; transfers have no such limit.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What every worker needs.
+#[derive(Clone)]
+pub struct Workers {
+    /// The state.
+    pub daemon: Daemon,
+    /// Keys for calling peers and signing manifests.
+    pub identity: Arc<Identity>,
+    /// Checkpoints.
+    pub store: Store,
+    /// The trainer.
+    pub hub: TrainerHub,
+    /// How calls went.
+    pub contacts: Contacts,
+}
+
+/// Who works on an effect; deliveries to a peer are one worker however many receipts there are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Deliver(RoundId, SiteId),
+    HandOver(RoundId, VisitNo, SiteId),
+    Train(RoundId, VisitNo),
+}
+
+fn key(effect: &Effect) -> Key {
+    match effect {
+        Effect::DeliverReceipts { round, to, .. } => Key::Deliver(*round, to.clone()),
+        Effect::HandOver { round, visit, to, .. } => Key::HandOver(*round, *visit, to.clone()),
+        Effect::Train { round, visit, .. } => Key::Train(*round, *visit),
+    }
+}
+
+impl Workers {
+    /// Keeps one worker for every outstanding effect, until dropped or the daemon stops.
+    pub async fn run(self) {
+        let mut states = self.daemon.states();
+        let mut workers: BTreeMap<Key, Worker> = BTreeMap::new();
+        let (ended, mut endings) = tokio::sync::mpsc::channel(ENDINGS);
+        loop {
+            let effects = states.borrow_and_update().effects();
+            let outstanding: BTreeMap<Key, Effect> =
+                effects.into_iter().map(|e| (key(&e), e)).collect();
+            workers.retain(|key, _| outstanding.contains_key(key));
+            for (key, effect) in outstanding {
+                workers.entry(key.clone()).or_insert_with(|| {
+                    let (this, ended) = (self.clone(), ended.clone());
+                    Worker(tokio::spawn(async move {
+                        this.work(effect).await;
+                        let _ = ended.send(key).await;
+                    }))
+                });
+            }
+            tokio::select! {
+                changed = states.changed() => if changed.is_err() { break },
+                // A worker that ended may have been asked for again in the same moment.
+                Some(key) = endings.recv() => drop(workers.remove(&key)),
+            }
+        }
+    }
+
+    /// Works on an effect until the state no longer asks for it.
+    async fn work(self, mut effect: Effect) {
+        let id = key(&effect);
+        let mut failures = 0_u32;
+        loop {
+            let outcome = match &effect {
+                Effect::DeliverReceipts { round, to, from } => {
+                    self.deliver(*round, to, *from).await
+                }
+                Effect::HandOver { round, visit, weights, to } => {
+                    self.hand_over(*round, *visit, *weights, to).await
+                }
+                Effect::Train { round, visit, received } => {
+                    self.train(*round, *visit, *received, failures).await
+                }
+            };
+            failures = if outcome { 0 } else { failures.saturating_add(1) };
+            let pause = RETRY_MAX.min(RETRY_MIN * 2_u32.saturating_pow(failures.min(16)));
+            let mut states = self.daemon.states();
+            if !outcome {
+                tokio::time::sleep(pause).await;
+            }
+            let next = states.borrow_and_update().effects().into_iter().find(|e| key(e) == id);
+            match next {
+                // Done, but not told yet: wait for word instead of asking again and again.
+                Some(same) if outcome && same == effect => {
+                    let _ = tokio::time::timeout(RETRY_MAX, states.changed()).await;
+                    effect = same;
+                }
+                Some(next) => effect = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Notes how a call to `site` went; a new kind of failure is logged once.
+    fn noted<T>(&self, site: &SiteId, outcome: Result<T, contacts::Error>) -> Option<T> {
+        if self.contacts.note(site, &outcome)
+            && let Err(e) = &outcome
+        {
+            tracing::warn!(peer = %site, "{e}; trying again");
+        }
+        outcome.ok()
+    }
+
+    async fn deliver(&self, round: RoundId, to: &SiteId, from: u32) -> bool {
+        let state = self.daemon.state();
+        let told = state.rounds().get(&round).and_then(|r| r.receipts.get(self.daemon.site()));
+        let skip = from.saturating_sub(1) as usize;
+        let batch = told.into_iter().flatten().skip(skip).take(BATCH_MAX).map(Envelope::to_json);
+        let batch = ReceiptBatch { round: round.as_bytes().to_vec(), receipts: batch.collect() };
+        let outcome = async {
+            let mut peer = connect(&self.identity, &self.daemon, to).await?;
+            let answer = call(to, peer.deliver_receipts(batch)).await?;
+            Ok(answer.number)
+        };
+        let Some(number) = self.noted(to, outcome.await) else { return false };
+        let event = Event::Delivered { round, to: to.clone(), number };
+        match self.daemon.adopt(event).await {
+            // A peer that is not further than before is asked again after a pause.
+            Ok(()) => number >= from,
+            Err(e) => {
+                tracing::warn!(peer = %to, "recording a delivery: {e}");
+                false
+            }
+        }
+    }
+
+    async fn hand_over(
+        &self,
+        round: RoundId,
+        visit: VisitNo,
+        weights: Digest,
+        to: &SiteId,
+    ) -> bool {
+        let state = self.daemon.state();
+        let Some(known) = state.rounds().get(&round) else { return false };
+        let (Some(passport), Some(manifest)) = (known.passport(visit), known.manifest(visit))
+        else {
+            return false;
+        };
+        let bytes = match self.store.get(weights) {
+            Ok(bytes) => bytes,
+            Err(e) => {
+                tracing::error!(round = round.short(), visit = visit.0, "cannot hand over: {e}");
+                return false;
+            }
+        };
+        if let Err(e) = known.plan.layout().check(&bytes) {
+            tracing::error!(round = round.short(), visit = visit.0, "not released: {e}");
+            return false;
+        }
+        let offer = Offer {
+            round: round.as_bytes().to_vec(),
+            visit: visit.0,
+            passport: passport.to_json(),
+        };
+        let table = manifest.weights.clone();
+        let outcome = async {
+            let mut peer = connect(&self.identity, &self.daemon, to).await?;
+            let answer = call(to, peer.offer_checkpoint(offer)).await?;
+            self.send_wanted(&mut peer, to, round, visit, &table, &bytes, answer).await
+        };
+        let Some(Some(receipt)) = self.noted(to, outcome.await) else { return false };
+        tracing::info!(round = round.short(), visit = visit.0, peer = %to, "checkpoint handed over");
+        // If receipts before this one have not arrived yet, it comes again with them.
+        let _ = self.daemon.adopt(Event::Receipt { receipt }).await;
+        true
+    }
+
+    /// Sends the chunks that `answer` asks for; gives the receipt once the peer holds the checkpoint.
+    #[allow(clippy::too_many_arguments)]
+    async fn send_wanted(
+        &self,
+        peer: &mut PeerClient<Channel>,
+        to: &SiteId,
+        round: RoundId,
+        visit: VisitNo,
+        table: &ChunkTable,
+        bytes: &[u8],
+        answer: OfferAnswer,
+    ) -> Result<Option<Envelope>, contacts::Error> {
+        let answer = match answer.answer {
+            Some(Answer::Wanted(wanted)) => {
+                let chunks: Vec<Chunk> = wanted
+                    .chunks
+                    .iter()
+                    .filter_map(|index| {
+                        let range = table.range(u64::from(*index)).ok()?;
+                        let range =
+                            usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?;
+                        let data = bytes.get(range)?.to_vec();
+                        Some(Chunk {
+                            round: round.as_bytes().to_vec(),
+                            visit: visit.0,
+                            index: *index,
+                            data,
+                        })
+                    })
+                    .collect();
+                let sent = peer.send_chunks(tokio_stream::iter(chunks)).await;
+                sent.map_err(|status| refused(to, status))?.into_inner().answer
+            }
+            answer => answer,
+        };
+        Ok(match answer {
+            Some(Answer::Held(held)) => Envelope::from_json(&held.receipt).ok(),
+            _ => None,
+        })
+    }
+
+    async fn train(
+        &self,
+        round: RoundId,
+        visit: VisitNo,
+        received: Option<Digest>,
+        failures: u32,
+    ) -> bool {
+        let state = self.daemon.state();
+        let Some(known) = state.rounds().get(&round) else { return false };
+        let plan = &known.plan;
+        let assignment = Assignment {
+            round,
+            visit,
+            seed: plan.visit_seed(visit),
+            recipe: plan.recipe.clone(),
+            received,
+        };
+        let begin = async || {
+            let training = self
+                .daemon
+                .state()
+                .rounds()
+                .get(&round)
+                .and_then(|r| r.visit(visit).map(|v| v.training && v.stalled.is_none()));
+            if training == Some(true) {
+                return true;
+            }
+            self.daemon.tell(round, ReceiptBody::Training { visit }).await.is_ok()
+        };
+        tracing::info!(round = round.short(), visit = visit.0, "this site's turn");
+        let told = match self.hub.train(assignment, begin).await {
+            Ok(trained) => self.contribute(round, visit, received, plan, &trained).await,
+            Err(reason) => Err(reason),
+        };
+        match told {
+            Ok(()) => true,
+            Err(reason) => {
+                tracing::warn!(
+                    round = round.short(),
+                    visit = visit.0,
+                    ?reason,
+                    "visit not finished; trying again"
+                );
+                if failures + 1 == STALL_AFTER {
+                    let _ = self.daemon.tell(round, ReceiptBody::Stalled { visit, reason }).await;
+                }
+                false
+            }
+        }
+    }
+
+    async fn contribute(
+        &self,
+        round: RoundId,
+        visit: VisitNo,
+        parent: Option<Digest>,
+        plan: &Plan,
+        trained: &Trained,
+    ) -> Result<(), StallReason> {
+        let bytes = self.store.get(trained.weights).map_err(|e| {
+            tracing::error!("reading what was trained: {e}");
+            StallReason::Storage
+        })?;
+        let manifest = Manifest {
+            round,
+            cycle: plan.cycle_of(visit),
+            visit,
+            site: self.daemon.site().clone(),
+            parent,
+            weights: ChunkTable::of(&bytes),
+            architecture: plan.recipe.architecture,
+            recipe: plan.recipe_digest(),
+            software: concat!("rondo ", env!("CARGO_PKG_VERSION")).to_owned(),
+            counts: trained.counts,
+            validation: trained.validation,
+            filters: Vec::new(),
+            signed_at: unix_now(),
+        };
+        let failed = |e: &dyn std::fmt::Display| {
+            tracing::error!("contributing visit {visit}: {e}");
+            StallReason::Storage
+        };
+        let manifest = manifest.sign(&self.identity.signing).map_err(|e| failed(&e))?;
+        let body = ReceiptBody::Contributed { manifest };
+        self.daemon.tell(round, body).await.map_err(|e| failed(&e))?;
+        tracing::info!(round = round.short(), visit = visit.0, weights = %trained.weights.short(), "contributed");
+        Ok(())
+    }
+}
+
+/// A worker that ends when it is dropped.
+struct Worker(JoinHandle<()>);
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn refused(site: &SiteId, status: tonic::Status) -> contacts::Error {
+    contacts::Error::Refused { site: site.clone(), status: Box::new(status) }
+}
+
+async fn call<T>(
+    site: &SiteId,
+    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, contacts::Error> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(refused(site, status)),
+        Err(_) => Err(refused(site, tonic::Status::deadline_exceeded("no answer came in time"))),
+    }
+}

@@ -1,0 +1,204 @@
+//! Sockets: TLS for peers, unix sockets for operators and the trainer.
+
+use crate::contacts::{CONNECTION_WINDOW, KEEP_ALIVE, STREAM_WINDOW};
+use crate::rpc::control::ControlService;
+use crate::rpc::peer::PeerService;
+use crate::rpc::trainer::TrainerService;
+use crate::tls::{Caller, States, caller};
+use rondo_proto::MESSAGE_MAX_BYTES;
+use rondo_proto::control::control_server::ControlServer;
+use rondo_proto::peer::peer_server::PeerServer;
+use rondo_proto::trainer::trainer_link_server::TrainerLinkServer;
+use rustls::ServerConfig;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+
+/// A handshake that is not done after this long is dropped.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes at the same time.
+const HANDSHAKES_MAX: usize = 64;
+/// Longest path of a unix socket on Linux.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// A peer's connection and whose key it was opened with.
+pub struct PeerStream {
+    tls: TlsStream<TcpStream>,
+    caller: Caller,
+}
+
+impl Connected for PeerStream {
+    type ConnectInfo = Caller;
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for PeerStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for PeerStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+}
+
+/// Serves peers on `listener` until dropped.
+///
+/// # Errors
+/// What ended the server.
+pub async fn peers(
+    listener: TcpListener,
+    tls: ServerConfig,
+    states: States,
+    service: PeerService,
+) -> Result<(), tonic::transport::Error> {
+    let (ready, connections) = mpsc::channel(HANDSHAKES_MAX);
+    let accepting = accept(listener, TlsAcceptor::from(Arc::new(tls)), states, ready);
+    let service = PeerServer::new(service).max_decoding_message_size(MESSAGE_MAX_BYTES);
+    let serving = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .add_service(service)
+        .serve_with_incoming(ReceiverStream::new(connections));
+    tokio::select! {
+        () = accepting => Ok(()),
+        ended = serving => ended,
+    }
+}
+
+/// Shakes hands beside the accepting loop: a slow or hostile caller holds nobody up.
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    states: States,
+    ready: mpsc::Sender<io::Result<PeerStream>>,
+) {
+    let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let (tcp, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                tracing::warn!("accepting a connection: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (acceptor, states, ready) = (acceptor.clone(), states.clone(), ready.clone());
+        tokio::spawn(async move {
+            let _slot = slot;
+            let _ = tcp.set_nodelay(true);
+            let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
+                Ok(Ok(tls)) => tls,
+                Ok(Err(e)) => {
+                    tracing::warn!(%address, "connection refused: {e}");
+                    return;
+                }
+                Err(_) => {
+                    tracing::warn!(%address, "connection refused: the handshake took too long");
+                    return;
+                }
+            };
+            let certificate = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
+            let caller = certificate.and_then(|c| caller(c, &states.borrow()));
+            if let Some(caller) = caller {
+                let _ = ready.send(Ok(PeerStream { tls, caller })).await;
+            }
+        });
+    }
+}
+
+/// Serves the operator on `listener` until dropped.
+///
+/// # Errors
+/// What ended the server.
+pub async fn control(
+    listener: UnixListener,
+    service: ControlService,
+) -> Result<(), tonic::transport::Error> {
+    Server::builder()
+        .add_service(ControlServer::new(service))
+        .serve_with_incoming(UnixListenerStream::new(listener))
+        .await
+}
+
+/// Serves the trainer on `listener` until dropped.
+///
+/// # Errors
+/// What ended the server.
+pub async fn trainer(
+    listener: UnixListener,
+    service: TrainerService,
+) -> Result<(), tonic::transport::Error> {
+    Server::builder()
+        .add_service(TrainerLinkServer::new(service))
+        .serve_with_incoming(UnixListenerStream::new(listener))
+        .await
+}
+
+/// Opens a unix socket that only this user can reach. The caller holds the lock of the site's home,
+/// so a socket that lies there already belongs to nobody.
+///
+/// # Errors
+/// A sentence with the path.
+pub fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
+    use anyhow::Context as _;
+    let shown = path.display();
+    if path.as_os_str().len() > SOCKET_PATH_MAX {
+        anyhow::bail!(
+            "the socket path {shown} is longer than {SOCKET_PATH_MAX} bytes; choose a shorter one in node.toml"
+        );
+    }
+    if let Some(folder) = path.parent() {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.with_context(|| {
+            format!(
+                "creating the socket folder {}; make it writable for this user",
+                folder.display()
+            )
+        })?;
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("removing the old socket {shown}"));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| {
+        format!("opening the socket {shown}; its folder must be writable for this user")
+    })?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("restricting the socket {shown}"))?;
+    Ok(listener)
+}

@@ -1,0 +1,328 @@
+//! What the site's own operator may ask, over a unix socket that only that user can open.
+
+use super::refused;
+use crate::contacts::Contacts;
+use crate::daemon::{Daemon, unix_now};
+use crate::store::Store;
+use crate::trainer::TrainerHub;
+use rondo::envelope::Envelope;
+use rondo::ids::{Digest, RoundId, VisitNo};
+use rondo::passport::{Passport, VerifiedPassport};
+use rondo::plan::Plan;
+use rondo::round::{Event, ReceiptBody, Refusal, RoundPhase, SiteState};
+use rondo::trust::{Peer, SiteCard};
+use rondo_proto::control::control_server::Control;
+use rondo_proto::control::{
+    AddPeerRequest, GetSiteRequest, ListModelsRequest, ListPeersRequest, ListRoundsRequest,
+    ModelList, ModelPart, ModelRequest, ModelView, PeerList, PeerView, ProposeRoundRequest,
+    RoundList, RoundRequest, RoundView, SiteView, model_part::Part,
+};
+use rondo_proto::convert::{hop_view, round_view};
+use std::time::Duration;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// Bytes of weights in one message of an export.
+const PART_BYTES: usize = 256 * 1024;
+/// Fewest digits of a digest that name it.
+const PREFIX_MIN: usize = 6;
+/// Progress is shown at most this often.
+const WATCH_PACE: Duration = Duration::from_millis(250);
+
+/// The control service of a site.
+#[derive(Clone)]
+pub struct ControlService {
+    /// Its state.
+    pub daemon: Daemon,
+    /// Its checkpoints.
+    pub store: Store,
+    /// Its trainer.
+    pub hub: TrainerHub,
+    /// When peers were last reached.
+    pub contacts: Contacts,
+    /// Its own card.
+    pub card: Envelope,
+}
+
+impl ControlService {
+    fn view(&self, state: &SiteState, id: RoundId) -> Result<RoundView, Status> {
+        let round = state.rounds().get(&id).ok_or_else(|| refused(&Refusal::UnknownRound(id)))?;
+        let mut view = round_view(id, round);
+        view.progress = self.hub.progress(id);
+        Ok(view)
+    }
+
+    async fn tell(&self, prefix: &str, body: ReceiptBody) -> Result<Response<RoundView>, Status> {
+        let id = find_round(&self.daemon.state(), prefix)?;
+        let own = self.daemon.site().clone();
+        let state = self.daemon.state();
+        let round = state.rounds().get(&id).ok_or_else(|| refused(&Refusal::UnknownRound(id)))?;
+        let done = match &body {
+            ReceiptBody::Approved => round.approvals.contains_key(&own),
+            ReceiptBody::Started => round.started,
+            _ => false,
+        };
+        if !done {
+            self.daemon.tell(id, body).await?;
+        }
+        Ok(Response::new(self.view(&self.daemon.state(), id)?))
+    }
+
+    fn peer_view(&self, peer: &Peer) -> PeerView {
+        let card = &peer.card;
+        let contact = self.contacts.of(&card.site);
+        PeerView {
+            site: card.site.to_string(),
+            name: card.name.clone(),
+            fingerprint: card.fingerprint(),
+            endpoints: card.endpoints.clone(),
+            valid_until: card.valid_until,
+            revoked: peer.revoked,
+            last_contact: contact.last,
+            problem: contact.problem,
+            card: peer.signed.to_json(),
+        }
+    }
+
+    /// The stored model that `prefix` names, with its passport as this site knows it.
+    fn find_model(&self, prefix: &str) -> Result<(Digest, Passport), Status> {
+        let state = self.daemon.state();
+        let (round, visit, weights) = one(prefix, "model", models(&state, &self.store), |m| m.2)?;
+        let known = state.rounds().get(&round).and_then(|r| r.passport(visit));
+        let passport = known.ok_or_else(|| {
+            Status::failed_precondition("a hop of its passport has not arrived here yet")
+        })?;
+        Ok((weights, passport))
+    }
+
+    fn verify(
+        &self,
+        weights: Digest,
+        passport: &Passport,
+    ) -> Result<(VerifiedPassport, Vec<u8>), Status> {
+        let loss = |e: rondo::passport::Error| Status::data_loss(format!("[{}] {e}", e.code()));
+        let verified = passport.verify(self.daemon.state().roster()).map_err(loss)?;
+        let bytes = self.store.read(weights)?;
+        verified.verify_weights(&bytes).map_err(loss)?;
+        Ok((verified, bytes))
+    }
+}
+
+/// Round, visit and weights of every model that is in the store.
+fn models(state: &SiteState, store: &Store) -> Vec<(RoundId, VisitNo, Digest)> {
+    let rounds = state.rounds().iter();
+    let all = rounds
+        .flat_map(|(id, r)| r.visits.iter().filter_map(|v| Some((*id, v.number, v.weights()?))));
+    all.filter(|(_, _, weights)| store.has(*weights)).collect()
+}
+
+fn model_view(weights: Digest, verified: &VerifiedPassport) -> ModelView {
+    let last = verified.last();
+    ModelView {
+        weights: weights.to_string(),
+        bytes: last.weights.bytes,
+        round: last.round.to_string(),
+        visit: last.visit.0,
+        site: last.site.to_string(),
+        hops: verified.hops().iter().map(hop_view).collect(),
+    }
+}
+
+fn find_round(state: &SiteState, prefix: &str) -> Result<RoundId, Status> {
+    one(prefix, "round", state.rounds().keys().copied(), |id| *id)
+}
+
+/// The one thing that `prefix` names.
+fn one<T>(
+    prefix: &str,
+    what: &str,
+    all: impl IntoIterator<Item = T>,
+    name: impl Fn(&T) -> Digest,
+) -> Result<T, Status> {
+    if prefix.len() < PREFIX_MIN {
+        let text = format!("give at least {PREFIX_MIN} digits of the {what}'s digest");
+        return Err(Status::invalid_argument(text));
+    }
+    let mut found = all.into_iter().filter(|t| name(t).to_string().starts_with(prefix));
+    match (found.next(), found.next()) {
+        (Some(only), None) => Ok(only),
+        (Some(_), Some(_)) => Err(Status::invalid_argument(format!(
+            "several {what}s begin with {prefix}; give more digits"
+        ))),
+        (None, _) => Err(Status::not_found(format!("no {what} here begins with {prefix}"))),
+    }
+}
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    type WatchRoundStream = ReceiverStream<Result<RoundView, Status>>;
+    type ExportModelStream = tokio_stream::Iter<std::vec::IntoIter<Result<ModelPart, Status>>>;
+
+    async fn get_site(&self, _: Request<GetSiteRequest>) -> Result<Response<SiteView>, Status> {
+        let state = self.daemon.state();
+        let own = state.own().ok_or_else(|| refused(&Refusal::Owner))?;
+        let open = state.rounds().values().filter(|r| r.phase() != RoundPhase::Finished).count();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(Response::new(SiteView {
+            site: own.site.to_string(),
+            name: own.name.clone(),
+            fingerprint: own.fingerprint(),
+            endpoints: own.endpoints.clone(),
+            valid_until: own.valid_until,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            peers: count(state.roster().peers().count().saturating_sub(1)),
+            open_rounds: count(open),
+            trainer: Some(self.hub.view()),
+            journal_records: self.daemon.records(),
+            card: self.card.to_json(),
+        }))
+    }
+
+    async fn add_peer(
+        &self,
+        request: Request<AddPeerRequest>,
+    ) -> Result<Response<PeerView>, Status> {
+        let request = request.into_inner();
+        let invalid = |e: String| Status::invalid_argument(e);
+        let card = Envelope::from_json(&request.card).map_err(|e| invalid(e.to_string()))?;
+        let opened = SiteCard::open(&card).map_err(|e| invalid(e.to_string()))?;
+        opened.valid_at(unix_now()).map_err(|e| invalid(e.to_string()))?;
+        let (given, found) = (request.fingerprint.trim(), opened.fingerprint());
+        if given != found {
+            let text = format!(
+                "the card has fingerprint {found}, not {given}: do not trust it before its site confirms it"
+            );
+            return Err(Status::failed_precondition(text));
+        }
+        self.daemon.adopt(Event::PeerAdded { card }).await?;
+        tracing::info!(peer = %opened.site, fingerprint = found, "peer added");
+        let state = self.daemon.state();
+        let peer = state.roster().peers().find(|(site, _)| **site == opened.site);
+        let (_, peer) = peer.ok_or_else(|| Status::internal("the peer is not in the roster"))?;
+        Ok(Response::new(self.peer_view(peer)))
+    }
+
+    async fn list_peers(&self, _: Request<ListPeersRequest>) -> Result<Response<PeerList>, Status> {
+        let state = self.daemon.state();
+        let others = state.roster().peers().filter(|(site, _)| *site != self.daemon.site());
+        let peers = others.map(|(_, peer)| self.peer_view(peer)).collect();
+        Ok(Response::new(PeerList { peers }))
+    }
+
+    async fn propose_round(
+        &self,
+        request: Request<ProposeRoundRequest>,
+    ) -> Result<Response<RoundView>, Status> {
+        let plan = Plan::from_toml(&request.into_inner().plan_toml, unix_now())
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let id = plan.round();
+        let plan = String::from_utf8(plan.canonical()).unwrap_or_default();
+        self.daemon.tell(id, ReceiptBody::Proposed { plan }).await?;
+        // Who proposes a plan agrees to it.
+        self.daemon.tell(id, ReceiptBody::Approved).await?;
+        tracing::info!(round = id.short(), "round proposed");
+        Ok(Response::new(self.view(&self.daemon.state(), id)?))
+    }
+
+    async fn approve_round(
+        &self,
+        request: Request<RoundRequest>,
+    ) -> Result<Response<RoundView>, Status> {
+        self.tell(&request.into_inner().round, ReceiptBody::Approved).await
+    }
+
+    async fn start_round(
+        &self,
+        request: Request<RoundRequest>,
+    ) -> Result<Response<RoundView>, Status> {
+        self.tell(&request.into_inner().round, ReceiptBody::Started).await
+    }
+
+    async fn get_round(
+        &self,
+        request: Request<RoundRequest>,
+    ) -> Result<Response<RoundView>, Status> {
+        let state = self.daemon.state();
+        let id = find_round(&state, &request.into_inner().round)?;
+        Ok(Response::new(self.view(&state, id)?))
+    }
+
+    async fn list_rounds(
+        &self,
+        _: Request<ListRoundsRequest>,
+    ) -> Result<Response<RoundList>, Status> {
+        let state = self.daemon.state();
+        let rounds = state.rounds().keys().map(|id| self.view(&state, *id));
+        Ok(Response::new(RoundList { rounds: rounds.collect::<Result<_, _>>()? }))
+    }
+
+    async fn watch_round(
+        &self,
+        request: Request<RoundRequest>,
+    ) -> Result<Response<Self::WatchRoundStream>, Status> {
+        let id = find_round(&self.daemon.state(), &request.into_inner().round)?;
+        let (out, views) = tokio::sync::mpsc::channel(1);
+        let service = self.clone();
+        tokio::spawn(async move {
+            let mut states = service.daemon.states();
+            loop {
+                let state = states.borrow_and_update().clone();
+                let progress = service.hub.changes();
+                if out.send(service.view(&state, id)).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(WATCH_PACE).await;
+                tokio::select! {
+                    changed = states.changed() => if changed.is_err() { break },
+                    () = progress => {}
+                    () = out.closed() => break,
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(views)))
+    }
+
+    async fn list_models(
+        &self,
+        _: Request<ListModelsRequest>,
+    ) -> Result<Response<ModelList>, Status> {
+        let state = self.daemon.state();
+        let list = models(&state, &self.store).into_iter().filter_map(|(id, visit, weights)| {
+            let round = state.rounds().get(&id)?;
+            let manifest = round.manifest(visit)?;
+            Some(ModelView {
+                weights: weights.to_string(),
+                bytes: manifest.weights.bytes,
+                round: id.to_string(),
+                visit: visit.0,
+                site: manifest.site.to_string(),
+                hops: (1..=visit.0)
+                    .filter_map(|n| round.manifest(VisitNo(n)))
+                    .map(hop_view)
+                    .collect(),
+            })
+        });
+        Ok(Response::new(ModelList { models: list.collect() }))
+    }
+
+    async fn verify_model(
+        &self,
+        request: Request<ModelRequest>,
+    ) -> Result<Response<ModelView>, Status> {
+        let (weights, passport) = self.find_model(&request.into_inner().weights)?;
+        let (verified, _) = self.verify(weights, &passport)?;
+        Ok(Response::new(model_view(weights, &verified)))
+    }
+
+    async fn export_model(
+        &self,
+        request: Request<ModelRequest>,
+    ) -> Result<Response<Self::ExportModelStream>, Status> {
+        let (weights, passport) = self.find_model(&request.into_inner().weights)?;
+        let (_, bytes) = self.verify(weights, &passport)?;
+        let part = |part| Ok(ModelPart { part: Some(part) });
+        let mut parts = vec![part(Part::Passport(passport.to_json()))];
+        parts.extend(bytes.chunks(PART_BYTES).map(|c| part(Part::Weights(c.to_vec()))));
+        Ok(Response::new(tokio_stream::iter(parts)))
+    }
+}

@@ -1,0 +1,267 @@
+//! From the command line to a running daemon, and down again.
+
+use crate::cli::{Arguments, Command, Init, Run};
+use crate::config::{self, Config};
+use crate::contacts::Contacts;
+use crate::daemon::{Daemon, unix_now};
+use crate::durable::{self, Mode};
+use crate::effects::Workers;
+use crate::identity::{self, Identity, NewSite};
+use crate::journal::{self, Journal};
+use crate::rpc::control::ControlService;
+use crate::rpc::peer::PeerService;
+use crate::rpc::trainer::TrainerService;
+use crate::store::Store;
+use crate::trainer::TrainerHub;
+use crate::{listen, tls};
+use anyhow::Context as _;
+use rondo::round::{Event, SiteState, step};
+use rustix::fs::{FlockOperation, flock};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Exit code when keys or card are missing or broken: the daemon never listens without them.
+const EXIT_IDENTITY: u8 = 10;
+/// Exit code when the configuration is wrong.
+const EXIT_CONFIG: u8 = 11;
+/// Exit code when the journal is damaged.
+const EXIT_JOURNAL: u8 = 12;
+/// Exit code when a socket or port cannot be used, or another daemon runs.
+const EXIT_SOCKET: u8 = 13;
+
+pub(crate) fn run(arguments: Arguments) -> ExitCode {
+    let outcome = match arguments.command {
+        Command::Init(init) => make_site(&init),
+        Command::Run(run) => serve(&run),
+        Command::CheckConfig(home) => check(&home.home),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::from(exit_code(&e))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let is = |found: bool, code| found.then_some(code);
+    error
+        .chain()
+        .find_map(|cause| {
+            is(cause.is::<identity::Error>(), EXIT_IDENTITY)
+                .or(is(cause.is::<config::Error>(), EXIT_CONFIG))
+                .or(is(cause.is::<journal::Error>(), EXIT_JOURNAL))
+                .or(is(cause.is::<SocketProblem>(), EXIT_SOCKET))
+        })
+        .unwrap_or(1)
+}
+
+/// Marks errors about sockets, ports and a second daemon.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct SocketProblem(String);
+
+fn make_site(init: &Init) -> anyhow::Result<()> {
+    let home = &init.home.home;
+    let new = NewSite {
+        site: init.site.clone(),
+        name: init.name.clone(),
+        endpoints: init.endpoints.clone(),
+        now: unix_now(),
+        valid_days: init.valid_days,
+    };
+    let identity = Identity::create(home, &new)?;
+    let path = home.join(config::FILE);
+    durable::write(&path, configuration(init)?.as_bytes(), Mode::Private)
+        .with_context(|| format!("writing {}", path.display()))?;
+    Config::load(home)?;
+    let card = home.join(identity::CARD);
+    let fingerprint = identity.own.fingerprint();
+    let text = if init.json {
+        serde_json::json!({
+            "schema": "rondo.site-init/1",
+            "site": init.site, "fingerprint": fingerprint, "home": home, "card": card,
+        })
+        .to_string()
+    } else {
+        format!(
+            "site {} made in {}\nfingerprint {fingerprint}\nGive {} to the other sites, and compare the fingerprint with them by phone.",
+            init.site,
+            home.display(),
+            card.display()
+        )
+    };
+    #[allow(clippy::print_stdout, reason = "the answer of a command")]
+    {
+        println!("{text}");
+    }
+    Ok(())
+}
+
+/// The text of a new site's `node.toml`.
+fn configuration(init: &Init) -> anyhow::Result<String> {
+    let quote = |text: &str| serde_json::to_string(text).unwrap_or_default();
+    let absolute = |path: &Path| {
+        std::path::absolute(path)
+            .map(|p| p.to_string_lossy().into_owned())
+            .with_context(|| format!("finding {}", path.display()))
+    };
+    let run = match &init.runtime_dir {
+        Some(folder) => absolute(folder)?,
+        None => absolute(&init.home.home.join("run"))?,
+    };
+    let trainer_socket = format!("{run}/trainer.sock");
+    let mut text = format!(
+        "[peer]\nlisten = {}\n\n[control]\nsocket = {}\n\n[trainer]\nsocket = {}\n",
+        quote(&init.listen.to_string()),
+        quote(&format!("{run}/control.sock")),
+        quote(&trainer_socket),
+    );
+    if let Some(file) = &init.trainer_config {
+        let file = absolute(file)?;
+        let command = ["rondo-trainer", "serve", "--socket", &trainer_socket, "--config", &file];
+        let command: Vec<String> = command.iter().map(|part| quote(part)).collect();
+        let _ = writeln!(text, "command = [{}]", command.join(", "));
+    }
+    Ok(text)
+}
+
+fn check(home: &Path) -> anyhow::Result<()> {
+    Config::load(home)?;
+    Identity::load(home)?;
+    #[allow(clippy::print_stdout, reason = "the answer of a command")]
+    {
+        println!("{}: configuration, keys and card are in order", home.display());
+    }
+    Ok(())
+}
+
+fn serve(run: &Run) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_env("RONDO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+
+    let home = &run.home.home;
+    let config = Config::load(home)?;
+    let identity = Arc::new(Identity::load(home)?);
+    identity.own.valid_at(unix_now()).map_err(|e| anyhow::anyhow!("this site's own card: {e}"))?;
+    let lock = lock(home)?;
+    let (mut journal, mut state) = Journal::open(&home.join(journal::FILE))?;
+    open_site(&mut journal, &mut state, &identity)?;
+    let store = Store::open(&home.join("store"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let ended = runtime.block_on(async {
+        let daemon = Daemon::start(journal, state, identity.clone());
+        tokio::select! {
+            ended = live(&config, identity, daemon, store) => ended,
+            () = stop_requested(run.until_stdin_closes) => Ok(()),
+        }
+    });
+    // Bounded, so that a write that hangs on a broken disk does not hold the stop up for ever.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    tracing::info!("stopped");
+    drop(lock);
+    ended
+}
+
+/// One daemon for one home.
+fn lock(home: &Path) -> anyhow::Result<File> {
+    let path = home.join("lock");
+    let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        SocketProblem(format!("another daemon runs on {}; stop it first", home.display()))
+    })?;
+    Ok(file)
+}
+
+/// Records the site's card as the journal's beginning, or again if it was renewed.
+fn open_site(
+    journal: &mut Journal,
+    state: &mut SiteState,
+    identity: &Identity,
+) -> anyhow::Result<()> {
+    if state.own() != Some(&identity.own) {
+        let event = Event::SiteOpened { card: identity.card.clone() };
+        *state = step(state, &event).context("the journal belongs to another site's keys")?;
+        journal.append(&event)?;
+    }
+    Ok(())
+}
+
+async fn live(
+    config: &Config,
+    identity: Arc<Identity>,
+    daemon: Daemon,
+    store: Store,
+) -> anyhow::Result<()> {
+    let hub = TrainerHub::default();
+    let contacts = Contacts::default();
+    let tls = tls::server(&identity, daemon.states()).context("preparing TLS")?;
+    let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(|e| {
+        SocketProblem(format!(
+            "listening on {}: {e}; free the port or choose another in {}",
+            config.listen,
+            config::FILE
+        ))
+    })?;
+    let unix = |path: &Path| listen::bind_unix(path).map_err(|e| SocketProblem(format!("{e:#}")));
+    let control_socket = unix(&config.control_socket)?;
+    let trainer_socket = unix(&config.trainer_socket)?;
+    let peers = PeerService::new(daemon.clone(), store.clone());
+    let trainer = TrainerService::new(hub.clone(), store.clone());
+    let control = ControlService {
+        daemon: daemon.clone(),
+        store: store.clone(),
+        hub: hub.clone(),
+        contacts: contacts.clone(),
+        card: identity.card.clone(),
+    };
+    let states = daemon.states();
+    let workers = Workers { daemon, identity, store, hub: hub.clone(), contacts };
+    tracing::info!(address = %config.listen, control = %config.control_socket.display(), "ready");
+    let ended = tokio::select! {
+        ended = listen::peers(listener, tls, states, peers) => ended,
+        ended = listen::control(control_socket, control) => ended,
+        ended = listen::trainer(trainer_socket, trainer) => ended,
+        () = workers.run() => Ok(()),
+        () = async { hub.supervise(config).await; std::future::pending().await } => Ok(()),
+    };
+    ended.context("serving")
+}
+
+async fn stop_requested(until_stdin_closes: bool) {
+    let (closed, closes) = tokio::sync::oneshot::channel::<()>();
+    let stdin_closed = async move {
+        if until_stdin_closes {
+            // A thread of its own: a blocked read of standard input cannot be cancelled.
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+                drop(closed);
+            });
+            let _ = closes.await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    };
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return stdin_closed.await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = stdin_closed => {}
+    }
+}

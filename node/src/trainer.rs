@@ -1,0 +1,323 @@
+//! The link to the site's one trainer, and the process itself where the daemon starts it.
+
+use crate::config::Config;
+use rondo::ids::{Digest, RoundId, VisitNo};
+use rondo::manifest::{Counts, Validation};
+use rondo::recipe::Recipe;
+use rondo::round::StallReason;
+use rondo_proto::control::{ProgressView, TrainerView};
+use rondo_proto::trainer::{
+    DeviceKind, StopTask, Task, TrainProgress, TrainTask, TrainerHello, task,
+};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+
+/// First pause before an ended trainer is started again; it doubles up to [`RESTART_MAX`].
+const RESTART_MIN: Duration = Duration::from_secs(1);
+/// Longest pause before an ended trainer is started again.
+const RESTART_MAX: Duration = Duration::from_secs(60);
+
+/// One visit's work.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assignment {
+    /// The round.
+    pub round: RoundId,
+    /// The visit.
+    pub visit: VisitNo,
+    /// Seed of every random draw of the visit.
+    pub seed: u64,
+    /// How to train.
+    pub recipe: Recipe,
+    /// What to start from; none for a fresh model.
+    pub received: Option<Digest>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trained {
+    /// The weights, stored and verified already.
+    pub weights: Digest,
+    /// How much it trained on.
+    pub counts: Counts,
+    /// Validation before and after.
+    pub validation: Validation,
+}
+
+/// A trainer that is attached.
+#[derive(Debug, Clone)]
+pub struct Attached {
+    hello: TrainerHello,
+    tasks: mpsc::Sender<Task>,
+}
+
+#[derive(Debug, Default)]
+struct Current {
+    assignment: Option<Assignment>,
+    outcome: Option<Result<Trained, StallReason>>,
+    progress: Option<(TrainProgress, Instant)>,
+}
+
+/// The place where the daemon and its trainer meet.
+#[derive(Clone)]
+pub struct TrainerHub {
+    attached: Arc<watch::Sender<Option<Attached>>>,
+    current: Arc<watch::Sender<Current>>,
+    problem: Arc<Mutex<String>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Default for TrainerHub {
+    fn default() -> Self {
+        Self {
+            attached: Arc::new(watch::Sender::new(None)),
+            current: Arc::new(watch::Sender::new(Current::default())),
+            problem: Arc::default(),
+            turn: Arc::default(),
+        }
+    }
+}
+
+impl TrainerHub {
+    /// Takes a trainer in, if none is attached.
+    #[must_use]
+    pub fn attach(&self, hello: TrainerHello) -> Option<mpsc::Receiver<Task>> {
+        let (tasks, inbox) = mpsc::channel(4);
+        let fresh = self.attached.send_if_modified(|attached| {
+            let free = attached.is_none();
+            if free {
+                *attached = Some(Attached { hello, tasks });
+            }
+            free
+        });
+        fresh.then(|| {
+            self.set_problem(String::new());
+            inbox
+        })
+    }
+
+    /// The trainer went away; what it worked on has not happened.
+    pub fn detach(&self) {
+        self.attached.send_replace(None);
+        self.finish(None, Err(StallReason::TrainerFailed));
+    }
+
+    /// Notes what the trainer reports on its assignment; reports on anything else are dropped.
+    pub fn report(&self, progress: TrainProgress) {
+        self.current.send_if_modified(|current| {
+            let fits = current.assignment.as_ref().is_some_and(|a| {
+                a.round.as_bytes()[..] == progress.round && a.visit.0 == progress.visit
+            });
+            if fits {
+                let begun = current.progress.as_ref().map_or_else(Instant::now, |(_, t)| *t);
+                current.progress = Some((progress, begun));
+            }
+            fits
+        });
+    }
+
+    /// Notes how the assignment ended, if it is the one that is being worked on.
+    pub fn finish(&self, of: Option<(RoundId, VisitNo)>, outcome: Result<Trained, StallReason>) {
+        self.current.send_if_modified(|current| {
+            let fits = current
+                .assignment
+                .as_ref()
+                .is_some_and(|a| of.is_none_or(|of| of == (a.round, a.visit)));
+            if fits && current.outcome.is_none() {
+                current.outcome = Some(outcome);
+            }
+            fits
+        });
+    }
+
+    /// The recipe that is being trained; what the trainer stores must have its layout.
+    #[must_use]
+    pub fn assignment(&self) -> Option<Assignment> {
+        self.current.borrow().assignment.clone()
+    }
+
+    /// Hands `assignment` to the trainer, once it is free and attached, and waits for the outcome.
+    /// `begin` runs when the trainer is about to start.
+    ///
+    /// Dropping the future stops the trainer's work.
+    ///
+    /// # Errors
+    /// Why it cannot be finished for now.
+    pub async fn train<B>(&self, assignment: Assignment, begin: B) -> Result<Trained, StallReason>
+    where
+        B: AsyncFnOnce() -> bool,
+    {
+        let _turn = self.turn.lock().await;
+        let mut attached = self.attached.subscribe();
+        let trainer = match attached.wait_for(Option::is_some).await {
+            Ok(trainer) => trainer.clone(),
+            Err(_) => None,
+        }
+        .ok_or(StallReason::TrainerAbsent)?;
+        if !begin().await {
+            return Err(StallReason::Storage);
+        }
+        let task = TrainTask {
+            round: assignment.round.as_bytes().to_vec(),
+            visit: assignment.visit.0,
+            seed: assignment.seed,
+            recipe: Some((&assignment.recipe).into()),
+            received: assignment.received.map(|d| d.as_bytes().to_vec()).unwrap_or_default(),
+        };
+        let mut watched = self.current.subscribe();
+        self.current.send_replace(Current {
+            assignment: Some(assignment),
+            outcome: None,
+            progress: None,
+        });
+        let mut stop = StopOnDrop { hub: self.clone(), tasks: trainer.tasks.clone(), armed: true };
+        let task = Task { task: Some(task::Task::Train(task)) };
+        if trainer.tasks.send(task).await.is_err() || self.attached.borrow().is_none() {
+            stop.armed = false;
+            return Err(StallReason::TrainerFailed);
+        }
+        let outcome = match watched.wait_for(|c| c.outcome.is_some()).await {
+            Ok(current) => current.outcome.clone(),
+            Err(_) => None,
+        };
+        stop.armed = false;
+        outcome.unwrap_or(Err(StallReason::TrainerFailed))
+    }
+
+    /// What the trainer is doing in `round`.
+    #[must_use]
+    pub fn progress(&self, round: RoundId) -> Option<ProgressView> {
+        let current = self.current.borrow();
+        current.assignment.as_ref().filter(|a| a.round == round)?;
+        let (p, begun) = current.progress.as_ref()?;
+        #[allow(clippy::cast_precision_loss)]
+        let eta_seconds = begun.elapsed().as_secs_f64() / p.update.max(1) as f64
+            * p.updates.saturating_sub(p.update) as f64;
+        Some(ProgressView {
+            visit: p.visit,
+            epoch: p.epoch,
+            epochs: p.epochs,
+            update: p.update,
+            updates: p.updates,
+            cross_entropy: p.cross_entropy,
+            vss: p.vss,
+            kdl: p.kdl,
+            learning_rate: p.learning_rate,
+            segments_per_second: p.segments_per_second,
+            validation_dice: p.validation_dice,
+            eta_seconds,
+        })
+    }
+
+    /// Changes whenever progress or attachment changes.
+    pub fn changes(&self) -> impl Future<Output = ()> + use<> {
+        let mut current = self.current.subscribe();
+        let mut attached = self.attached.subscribe();
+        async move {
+            tokio::select! {
+                _ = current.changed() => {}
+                _ = attached.changed() => {}
+            }
+        }
+    }
+
+    /// The trainer as an operator sees it.
+    #[must_use]
+    pub fn view(&self) -> TrainerView {
+        let problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match &*self.attached.borrow() {
+            None => TrainerView { problem, ..TrainerView::default() },
+            Some(Attached { hello, .. }) => TrainerView {
+                connected: true,
+                device: match hello.device() {
+                    DeviceKind::LibtorchCpu => "libtorch-cpu",
+                    DeviceKind::LibtorchCuda => "libtorch-cuda",
+                    DeviceKind::Flex => "flex",
+                    DeviceKind::Unspecified => "",
+                }
+                .to_owned(),
+                training_cases: hello.training_cases,
+                validation_cases: hello.validation_cases,
+                test_cases: hello.test_cases,
+                quarantined_cases: hello.quarantined_cases,
+                problem: String::new(),
+            },
+        }
+    }
+
+    fn set_problem(&self, text: String) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
+    /// Starts the configured trainer and starts it again whenever it ends, until dropped.
+    pub async fn supervise(self, config: &Config) {
+        let Some((program, arguments)) = config.trainer_command.split_first() else { return };
+        let program = beside_this_program(program);
+        let log = config.home.join("trainer.log");
+        let mut pause = RESTART_MIN;
+        loop {
+            let begun = Instant::now();
+            let ended = match start(&program, arguments, &log) {
+                Err(e) => format!("starting the trainer {}: {e}", program.display()),
+                Ok(mut child) => match child.wait().await {
+                    Ok(status) => {
+                        format!("the trainer ended ({status}); its log is {}", log.display())
+                    }
+                    Err(e) => format!("waiting for the trainer: {e}"),
+                },
+            };
+            if begun.elapsed() > RESTART_MAX {
+                pause = RESTART_MIN;
+            }
+            tracing::warn!(pause_s = pause.as_secs(), "{ended}");
+            self.set_problem(ended);
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RESTART_MAX);
+        }
+    }
+}
+
+/// Tells the trainer to stop if its assignment is given up.
+struct StopOnDrop {
+    hub: TrainerHub,
+    tasks: mpsc::Sender<Task>,
+    armed: bool,
+}
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        if self.armed {
+            let _ = self.tasks.try_send(Task { task: Some(task::Task::Stop(StopTask {})) });
+        }
+        self.hub.current.send_replace(Current::default());
+    }
+}
+
+/// A program without a folder is looked for beside this one first, then in `PATH`.
+fn beside_this_program(program: &str) -> PathBuf {
+    let path = Path::new(program);
+    let sibling = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(program)));
+    match sibling {
+        Some(sibling) if path.components().count() == 1 && sibling.is_file() => sibling,
+        _ => path.to_owned(),
+    }
+}
+
+/// The trainer's own words go to a file that only this site reads: they may name cases.
+fn start(
+    program: &Path,
+    arguments: &[String],
+    log: &Path,
+) -> std::io::Result<tokio::process::Child> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
+    tokio::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+}
