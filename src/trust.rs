@@ -256,10 +256,10 @@ pub(crate) mod tests {
         assert_eq!(SiteCard::open(&good.sign(&a).unwrap()).unwrap(), good);
 
         let mut roster = Roster::default();
-        roster.add(good.clone()).unwrap();
-        roster.add(good.clone()).unwrap();
+        roster.add(good.sign(&a).unwrap()).unwrap();
+        roster.add(good.sign(&a).unwrap()).unwrap();
         let impostor = card("uker", &b);
-        assert_eq!(roster.add(impostor.clone()), Err(Error::OtherKeys(good.site.clone())));
+        assert_eq!(roster.add(impostor.sign(&b).unwrap()), Err(Error::OtherKeys(good.site.clone())));
         assert!(roster.trusted(&"usz".parse().unwrap()).is_err());
         assert_eq!(roster.by_tls_key(&good.tls_key), Some(&good));
         roster.revoke(&good.site).unwrap();

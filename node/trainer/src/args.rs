@@ -25,6 +25,8 @@ pub enum Command {
     Predict(Predict),
     /// Print a recipe with every value resolved, as a recipe file.
     ShowRecipe(Recipe),
+    /// Train for the daemon of this site, visit after visit.
+    Serve(Serve),
     /// Show that this process cannot do what it must not.
     SelfTest(SelfTest),
 }
@@ -104,6 +106,17 @@ pub struct Predict {
     /// Progress and result as JSON lines.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Group)]
+pub struct Serve {
+    /// The daemon's socket for its trainer.
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Configuration of the trainer.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
 }
 
 /// A split of a cohort, on the command line.

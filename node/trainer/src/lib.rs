@@ -3,11 +3,14 @@
 
 pub mod args;
 pub mod cases;
+mod config;
+mod kept;
 mod output;
 mod predict;
 pub mod recipe;
 pub mod sandbox;
 mod self_test;
+mod serve;
 mod train;
 
 use args::{Args, Command};
@@ -36,6 +39,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::ShowRecipe(args) => recipe::show(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::SelfTest(args) => self_test::run(&args),
     };
     match done {

@@ -1,0 +1,67 @@
+//! `trainer.toml`: what hospital IT decides about a trainer.
+
+use anyhow::{Context, Result};
+use rondo::settings;
+use rondo_learn::device::Choice;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// A resolved configuration. Relative paths are relative to the folder of the file.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// Cohort file, or the folder it lies in.
+    pub(crate) cohort: PathBuf,
+    /// What to train on.
+    pub(crate) device: Choice,
+    /// Folder for results that the daemon does not have yet.
+    pub(crate) work: PathBuf,
+}
+
+impl Config {
+    /// Reads the file.
+    pub(crate) fn load(path: &Path) -> Result<Self> {
+        let reading = || format!("reading the trainer configuration {}", path.display());
+        let mut text = String::new();
+        let limit = settings::SETTINGS_MAX_BYTES as u64 + 1;
+        std::fs::File::open(path)
+            .and_then(|file| file.take(limit).read_to_string(&mut text))
+            .with_context(reading)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        Self::parse(&text, folder).with_context(reading)
+    }
+
+    fn parse(text: &str, folder: &Path) -> Result<Self, settings::Problems> {
+        settings::parse("trainer configuration", text, |t| {
+            let (cohort, work) = (t.text("cohort"), t.text("work"));
+            let device = t.parsed("device");
+            for (key, absent) in [("cohort", cohort.is_none()), ("work", work.is_none())] {
+                if absent && !t.was_given(key) {
+                    t.missing(key);
+                }
+            }
+            Some(Self {
+                cohort: folder.join(cohort?),
+                device: device.unwrap_or(Choice::Auto),
+                work: folder.join(work?),
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_come_together() {
+        let text = "device = \"gpu\"\nsocket = \"x\"\n";
+        let report = Config::parse(text, Path::new("/srv")).map(|_| ()).unwrap_err().to_string();
+        for part in
+            ["`cohort` is missing", "`work` is missing", "line 1: `device`", "unknown key `socket`"]
+        {
+            assert!(report.contains(part), "{part} is not in:\n{report}");
+        }
+        let config = Config::parse("cohort = \"/a\"\nwork = \"w\"\n", Path::new("/srv"));
+        assert_eq!(config.map(|c| c.work), Ok(PathBuf::from("/srv/w")));
+    }
+}

@@ -1,0 +1,304 @@
+//! `serve`: a visit after another for the daemon of this site, over its unix socket.
+//!
+//! What goes back are numbers, codes and weights; sentences that may name a case stay in the log.
+
+use crate::cases::Cases;
+use crate::config::Config;
+use crate::{DONE, args, kept};
+use anyhow::{Context, Result, bail};
+use rondo::checkpoint::{Layout, VerifiedCheckpoint};
+use rondo::ids::Digest;
+use rondo::recipe::Recipe;
+use rondo_imaging::cohort::{Cohort, Split};
+use rondo_learn::checkpoint::Weights;
+use rondo_learn::device::{Choice, Device};
+use rondo_learn::report::Progress;
+use rondo_learn::train::{Error, Visit, train};
+use rondo_proto::convert::{digest_bytes, optional_digest};
+use rondo_proto::trainer::trainer_link_client::TrainerLinkClient;
+use rondo_proto::trainer::{
+    CheckpointPart, DeviceKind, FailureReason, FetchCheckpointRequest, Task, TrainFailure,
+    TrainProgress, TrainResult, TrainTask, TrainerHello, TrainerReport, task,
+    trainer_report::Report,
+};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+/// Bytes of a checkpoint in one message.
+const PART_BYTES: usize = 256 * 1024;
+/// A daemon that does not answer after this long is given up.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(60);
+/// Progress is reported at most this often.
+const REPORT_PACE: Duration = Duration::from_millis(200);
+/// Reports that wait for the daemon; progress beyond that is dropped.
+const REPORTS: usize = 64;
+
+/// What a visit needs and what outlives it.
+struct Site {
+    config: Config,
+    device: Device,
+    training: Cases,
+    validation: Cases,
+}
+
+/// Why a visit gave no model, as the daemon is told.
+struct Failed(FailureReason, anyhow::Error);
+
+pub(crate) fn run(args: &args::Serve) -> Result<u8> {
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    log.with_ansi(false).init();
+    let config = Config::load(&args.config)?;
+    let device = Device::open(config.device)?;
+    tracing::info!("device: {}", device.describe());
+    let cohort = crate::cases::cohort(&config.cohort)?;
+    let (training, validation) = (load(&cohort, Split::Train), load(&cohort, Split::Validation));
+    let quarantined = training.set_aside.len() + validation.set_aside.len();
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let mut version = env!("CARGO_PKG_VERSION").split('.').map(|p| p.parse().unwrap_or(0));
+    let mut number = || version.next().unwrap_or(0);
+    let hello = TrainerHello {
+        version_major: number(),
+        version_minor: number(),
+        version_patch: number(),
+        device: match device.choice() {
+            Choice::Cuda(_) => DeviceKind::LibtorchCuda,
+            Choice::Flex => DeviceKind::Flex,
+            Choice::Auto | Choice::Cpu => DeviceKind::LibtorchCpu,
+        }
+        .into(),
+        training_cases: count(training.ready.len()),
+        validation_cases: count(validation.ready.len()),
+        test_cases: count(cohort.split(Split::Test).count()),
+        quarantined_cases: count(quarantined),
+    };
+    let site = Arc::new(Site { config, device, training, validation });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(attend(&args.socket, hello, site))
+}
+
+fn load(cohort: &Cohort, split: Split) -> Cases {
+    let cases = Cases::load(cohort, split, |_, _| ());
+    tracing::info!("{}: {} cases ready", split.name(), cases.ready.len());
+    for text in cases.set_aside.iter().chain(&cases.notices) {
+        tracing::warn!("{text}");
+    }
+    cases
+}
+
+/// Takes tasks until the daemon goes away; then this process ends, and whoever supervises it decides.
+async fn attend(socket: &Path, hello: TrainerHello, site: Arc<Site>) -> Result<u8> {
+    let begun = Instant::now();
+    let mut client = loop {
+        match rondo_proto::unix::trainer(socket).await {
+            Ok(client) => break client,
+            Err(e) if begun.elapsed() > ATTACH_PATIENCE => return Err(e.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(250)).await,
+        }
+    };
+    let (reports, outbox) = mpsc::channel(REPORTS);
+    reports.send(report(Report::Hello(hello))).await.context("saying hello")?;
+    let attached = client.attach(ReceiverStream::new(outbox)).await;
+    let mut tasks = attached.context("attaching to the daemon")?.into_inner();
+    tracing::info!("attached to the daemon");
+    let mut current: Option<(Arc<AtomicBool>, tokio::task::JoinHandle<()>)> = None;
+    while let Some(Task { task }) = tasks.message().await.context("waiting for tasks")? {
+        if let Some((stop, visit)) = current.take() {
+            stop.store(true, Ordering::Relaxed);
+            let _ = visit.await;
+        }
+        if let Some(task::Task::Train(task)) = task {
+            let stop = Arc::new(AtomicBool::new(false));
+            let visit = visit(client.clone(), site.clone(), task, stop.clone(), reports.clone());
+            current = Some((stop, tokio::spawn(visit)));
+        }
+    }
+    tracing::info!("the daemon went away");
+    Ok(DONE)
+}
+
+fn report(report: Report) -> TrainerReport {
+    TrainerReport { report: Some(report) }
+}
+
+/// One visit, from its task to the report of its end. A stopped visit reports nothing.
+async fn visit(
+    client: TrainerLinkClient<Channel>,
+    site: Arc<Site>,
+    task: TrainTask,
+    stop: Arc<AtomicBool>,
+    reports: mpsc::Sender<TrainerReport>,
+) {
+    let (round, visit) = (task.round.clone(), task.visit);
+    tracing::info!(visit, "training begins");
+    let end = match perform(client, site, task, stop.clone(), reports.clone()).await {
+        Ok(result) => {
+            tracing::info!(visit, updates = result.updates, "training ended");
+            Report::Result(result)
+        }
+        Err(_) if stop.load(Ordering::Relaxed) => return,
+        Err(Failed(reason, e)) => {
+            tracing::error!(visit, "training failed: {e:#}");
+            Report::Failure(TrainFailure { round, visit, reason: reason.into() })
+        }
+    };
+    let _ = reports.send(report(end)).await;
+}
+
+async fn perform(
+    mut client: TrainerLinkClient<Channel>,
+    site: Arc<Site>,
+    task: TrainTask,
+    stop: Arc<AtomicBool>,
+    reports: mpsc::Sender<TrainerReport>,
+) -> Result<TrainResult, Failed> {
+    let broken = |e: anyhow::Error| Failed(FailureReason::Trainer, e);
+    let storage = |e: anyhow::Error| Failed(FailureReason::Storage, e);
+    let wire = task.recipe.clone().context("the task has no recipe").map_err(broken)?;
+    let recipe = Recipe::try_from(wire).map_err(|e| broken(e.into()))?;
+    let layout = Layout::new(&recipe.architecture, recipe.carries_optimizer());
+    let received = optional_digest("received", &task.received).map_err(|e| broken(e.into()))?;
+    let received = match received {
+        Some(digest) => Some(fetch(&mut client, digest, &layout).await.map_err(storage)?),
+        None => None,
+    };
+    let task = Arc::new(task);
+    let kept = kept::Kept::of(&site.config.work, &task);
+    let (bytes, result) = match kept.read(&layout) {
+        Some(done) => {
+            tracing::info!(visit = task.visit, "this visit was trained before; its result is used");
+            done
+        }
+        None => {
+            let (site, task) = (site.clone(), task.clone());
+            let work = move || learn(&site, &task, &recipe, received.as_ref(), &stop, &reports);
+            let (bytes, result) =
+                tokio::task::spawn_blocking(work).await.map_err(|e| broken(e.into()))??;
+            kept.write(&bytes, &result).map_err(storage)?;
+            (bytes, result)
+        }
+    };
+    let parts: Vec<_> =
+        bytes.chunks(PART_BYTES).map(|c| CheckpointPart { data: c.to_vec() }).collect();
+    let stored = client.store_checkpoint(tokio_stream::iter(parts)).await;
+    let stored = stored.context("handing the weights to the daemon").map_err(storage)?.into_inner();
+    if stored.digest != result.weights {
+        return Err(storage(anyhow::anyhow!("the daemon stored other bytes than were sent")));
+    }
+    kept.forget_others().map_err(storage)?;
+    Ok(result)
+}
+
+async fn fetch(
+    client: &mut TrainerLinkClient<Channel>,
+    digest: Digest,
+    layout: &Layout,
+) -> Result<VerifiedCheckpoint> {
+    let request = FetchCheckpointRequest { digest: digest_bytes(digest) };
+    let answer = client.fetch_checkpoint(request).await.context("fetching the received model")?;
+    let mut parts = answer.into_inner();
+    let mut bytes = Vec::new();
+    while let Some(part) = parts.message().await.context("fetching the received model")? {
+        bytes.extend_from_slice(&part.data);
+        if bytes.len() as u64 > layout.len() {
+            bail!("the received model is too long for its architecture");
+        }
+    }
+    Ok(VerifiedCheckpoint::verify(bytes, digest, layout)?)
+}
+
+fn learn(
+    site: &Site,
+    task: &TrainTask,
+    recipe: &Recipe,
+    received: Option<&VerifiedCheckpoint>,
+    stop: &AtomicBool,
+    reports: &mpsc::Sender<TrainerReport>,
+) -> Result<(Vec<u8>, TrainResult), Failed> {
+    let received = received
+        .map(Weights::from_checkpoint)
+        .transpose()
+        .map_err(|e| Failed(FailureReason::Storage, e.into()))?;
+    let mut told = Instant::now();
+    let mut validation_dice = None;
+    let mut progress = |event| {
+        match event {
+            Progress::Notice { text } => tracing::warn!("{text}"),
+            Progress::Validated { epoch, dice } => {
+                validation_dice = Some(dice);
+                tracing::info!(epoch, dice, "validated");
+            }
+            Progress::Update {
+                epoch,
+                epochs,
+                update,
+                updates,
+                loss,
+                learning_rate,
+                segments_per_s,
+                ..
+            } => {
+                if told.elapsed() > REPORT_PACE || update == updates {
+                    told = Instant::now();
+                    let now = TrainProgress {
+                        round: task.round.clone(),
+                        visit: task.visit,
+                        epoch,
+                        epochs,
+                        update: update.into(),
+                        updates: updates.into(),
+                        cross_entropy: loss.ce.into(),
+                        vss: loss.vss.into(),
+                        kdl: loss.kdl.into(),
+                        learning_rate,
+                        segments_per_second: segments_per_s,
+                        validation_dice,
+                    };
+                    // A daemon that is slow to listen misses some progress, and nothing else.
+                    let _ = reports.try_send(report(Report::Progress(now)));
+                }
+            }
+            Progress::Started { .. } => {}
+        }
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    };
+    let visit = Visit {
+        recipe,
+        seed: task.seed,
+        received: received.as_ref(),
+        cases: &site.training.views(),
+        validation: &site.validation.views(),
+    };
+    let outcome = train(&visit, &site.device, &mut progress).map_err(|e| {
+        let reason = match &e {
+            Error::NoCases(_) => FailureReason::Cohort,
+            Error::NotFinite { .. } => FailureReason::Diverged,
+            _ => FailureReason::Trainer,
+        };
+        Failed(reason, e.into())
+    })?;
+    let bytes = outcome.weights.to_bytes();
+    let r = &outcome.report;
+    let result = TrainResult {
+        round: task.round.clone(),
+        visit: task.visit,
+        weights: digest_bytes(Digest::of(&bytes)),
+        training_cases: r.cases,
+        validation_cases: r.validation_cases,
+        epochs: r.epochs,
+        updates: r.updates.into(),
+        chosen_epoch: r.chosen_epoch,
+        received_dice: r.dice_before,
+        trained_dice: r.dice_after,
+    };
+    Ok((bytes, result))
+}
