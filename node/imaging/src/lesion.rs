@@ -90,3 +90,36 @@ pub fn components(mask: &Array3<u8>, connectivity: Connectivity) -> Lesions {
     }
     Lesions { labels, list }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_corner_joins_only_at_26_and_an_edge_from_18_on() {
+        let mut mask = Array3::<u8>::zeros((6, 6, 6));
+        for at in [[0, 0, 0], [1, 1, 1], [3, 3, 3], [3, 4, 4]] {
+            mask[at] = 1;
+        }
+        for (connectivity, count) in
+            [(Connectivity::Six, 4), (Connectivity::Eighteen, 3), (Connectivity::TwentySix, 2)]
+        {
+            assert_eq!(components(&mask, connectivity).list.len(), count, "{connectivity:?}");
+        }
+        let lesion = components(&mask, Connectivity::TwentySix).list[1];
+        assert_eq!((lesion.voxels, lesion.min, lesion.max), (2, [3, 3, 3], [3, 4, 4]));
+        assert!(components(&Array3::zeros((3, 3, 3)), Connectivity::Six).list.is_empty());
+    }
+
+    #[test]
+    fn connectivity_is_a_number_outside() {
+        assert_eq!(serde_json::to_string(&Connectivity::Eighteen).unwrap(), "18");
+        assert!(
+            serde_json::from_str::<Connectivity>("7")
+                .unwrap_err()
+                .to_string()
+                .contains("6, 18 or 26")
+        );
+    }
+}

@@ -211,3 +211,54 @@ pub fn percentile(values: &mut [f32], percent: f64) -> f64 {
     let next = rest.iter().copied().min_by(f32::total_cmp).map_or(low, f64::from);
     low + (next - low) * at.fract()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_equal_numpy() {
+        // np.percentile([3, 1, 4, 1, 5, 9, 2, 6], [0, 0.2, 50, 99.8, 100])
+        let mut values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0];
+        for (p, expected) in [(0.0, 1.0), (0.2, 1.0), (50.0, 3.5), (99.8, 8.958), (100.0, 9.0)] {
+            assert!((percentile(&mut values, p) - expected).abs() < 1e-9, "{p}");
+        }
+        assert_eq!(percentile(&mut [7.0], 99.8), 7.0);
+    }
+
+    #[test]
+    fn the_brain_has_mean_zero_and_the_background_follows_the_setting() {
+        let source =
+            Array3::from_shape_fn((8, 8, 8), |(i, j, k)| (i * 64 + j * 8 + k) as f32 + 100.0);
+        let brain = Array3::from_shape_fn((8, 8, 8), |(i, _, _)| u8::from(i > 1));
+        for background in [Background::Zscore, Background::Zero] {
+            let mut image = source.clone();
+            let n = normalise(&mut image, &brain, background).unwrap();
+            let inside: Vec<f64> = image
+                .iter()
+                .zip(&brain)
+                .filter(|(_, b)| **b > 0)
+                .map(|(v, _)| f64::from(*v))
+                .collect();
+            assert_eq!(n.voxels, inside.len());
+            assert!(inside.iter().sum::<f64>().abs() < 1e-3);
+            assert!(
+                (inside.iter().map(|v| v * v).sum::<f64>() / inside.len() as f64 - 1.0).abs()
+                    < 1e-5
+            );
+            let outside =
+                if background == Background::Zero { 0.0 } else { (-n.mean / n.sd) as f32 };
+            assert!(image.iter().zip(&brain).filter(|(_, b)| **b == 0).all(|(v, _)| *v == outside));
+        }
+    }
+
+    #[test]
+    fn no_z_score_without_brain_or_contrast() {
+        let mut image = Array3::from_elem((4, 4, 4), 3.0);
+        let brain = Array3::ones((4, 4, 4));
+        assert!(matches!(normalise(&mut image, &brain, Background::Zero), Err(Error::Constant)));
+        let none = Array3::zeros((4, 4, 4));
+        assert!(matches!(normalise(&mut image, &none, Background::Zero), Err(Error::EmptyBrain)));
+    }
+}

@@ -20,6 +20,9 @@ mod check;
 mod parse;
 mod stats;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::fs::File;
 use std::io::Read;

@@ -8,6 +8,9 @@ mod header;
 mod read;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
 
 pub use header::{Header, Scalar, Version};
@@ -22,6 +25,10 @@ pub const MAX_EDGE: usize = 4096;
 pub const MAX_VOXELS: usize = 1 << 28;
 /// Most bytes of header extensions that are skipped before the voxels.
 pub const MAX_OFFSET: u64 = 64 << 20;
+
+/// Planes turned together: files store i fastest, memory k, and one plane alone would touch a
+/// whole cache line per voxel.
+const PLANES_AT_ONCE: usize = 16;
 
 /// A NIfTI file that could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +75,11 @@ pub enum Cause {
     /// The compressed stream is damaged.
     #[error("the compressed data are damaged ({0}); copy the file again from its source")]
     Damaged(String),
+    /// Far more bytes than the header promises.
+    #[error(
+        "more than 1 MiB follows after the last voxel of the header; the file is damaged or no image"
+    )]
+    Excess,
     /// Impossible dimensions.
     #[error(
         "impossible dimensions {0:?}; every axis needs 1 to 4096 voxels, all together at most 268435456"

@@ -5,14 +5,16 @@ use std::io::{self, BufReader, Read};
 use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
-use ndarray::Array3;
+use ndarray::{Array3, s};
 
 use super::header::{self, Header, Scalar, V1_BYTES, V2_BYTES, Version};
-use super::{Cause, Error};
+use super::{Cause, Error, PLANES_AT_ONCE};
 use crate::volume::Volume;
 
 /// Deflate cannot shrink data further than this (RFC 1951: 258 bytes in 2 bits).
 const MAX_DEFLATE_RATIO: u64 = 1032;
+/// Bytes after the last voxel that are read to the end and ignored.
+const MAX_TRAILING_BYTES: u64 = 1 << 20;
 /// A stored label may be this far from a whole number.
 const LABEL_ROUNDING: f64 = 1e-3;
 
@@ -69,14 +71,16 @@ fn read<T: Clone + Default>(
 ) -> Result<(Header, Array3<T>), Error> {
     let attempt = || {
         let (mut header, mut stream) = open(path)?;
-        let data = voxels(&header, &mut stream, convert)?;
-        // Reading past the last voxel lets the decoder verify the checksum of the stream.
-        match stream.read(&mut [0u8; 1]) {
-            Ok(0) => {}
-            Ok(_) => header.notices.push(
-                "the file holds more bytes than its header promises; they were ignored".into(),
-            ),
-            Err(e) => return Err(stream_error(e, header.voxel_bytes())),
+        let data = voxels(&header, stream.as_mut(), convert)?;
+        // Only at its end does a compressed stream verify its checksum.
+        let rest = io::copy(&mut stream.take(MAX_TRAILING_BYTES + 1), &mut io::sink())
+            .map_err(|e| stream_error(e, header.voxel_bytes()))?;
+        match rest {
+            0 => {}
+            1..=MAX_TRAILING_BYTES => {
+                header.notices.push(format!("{rest} bytes after the last voxel were ignored"))
+            }
+            _ => return Err(Cause::Excess),
         }
         Ok((header, data))
     };
@@ -125,29 +129,33 @@ fn stream_error(e: io::Error, promised: u64) -> Cause {
     }
 }
 
-/// Files store i fastest; memory holds k fastest.
 fn voxels<T: Clone + Default>(
     header: &Header,
     stream: &mut dyn Read,
     mut convert: impl FnMut([usize; 3], f64) -> Result<T, Cause>,
 ) -> Result<Array3<T>, Cause> {
     let [ni, nj, nk] = header.geometry.shape();
-    let (size, promised) = (header.scalar.bytes(), header.voxel_bytes());
-    let mut plane = vec![0u8; ni * nj * size];
+    let size = header.scalar.bytes();
+    let mut planes = vec![0u8; ni * nj * size * PLANES_AT_ONCE.min(nk)];
     let mut data = Array3::<T>::default((ni, nj, nk));
-    for k in 0..nk {
-        stream.read_exact(&mut plane).map_err(|e| stream_error(e, promised))?;
+    for first in (0..nk).step_by(PLANES_AT_ONCE) {
+        let planes = &mut planes[..ni * nj * size * PLANES_AT_ONCE.min(nk - first)];
+        stream.read_exact(planes).map_err(|e| stream_error(e, header.voxel_bytes()))?;
         if header.big_endian {
-            plane.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+            planes.chunks_exact_mut(size).for_each(<[u8]>::reverse);
         }
         macro_rules! fill {
             ($t:ty) => {{
-                let stored = plane.as_chunks::<{ size_of::<$t>() }>().0;
-                for (row, stored) in stored.chunks_exact(ni).enumerate() {
-                    for (i, bytes) in stored.iter().enumerate() {
-                        let value =
-                            <$t>::from_le_bytes(*bytes) as f64 * header.slope + header.inter;
-                        data[[i, row, k]] = convert([i, row, k], value)?;
+                let stored = planes.as_chunks::<{ size_of::<$t>() }>().0;
+                for i in 0..ni {
+                    for j in 0..nj {
+                        let column = stored.iter().skip(i + ni * j).step_by(ni * nj);
+                        let mut line = data.slice_mut(s![i, j, first..]);
+                        for (n, (to, bytes)) in line.iter_mut().zip(column).enumerate() {
+                            let value =
+                                <$t>::from_le_bytes(*bytes) as f64 * header.slope + header.inter;
+                            *to = convert([i, j, first + n], value)?;
+                        }
                     }
                 }
             }};

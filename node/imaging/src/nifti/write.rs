@@ -5,9 +5,10 @@ use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use ndarray::s;
 
 use super::header::{self, Scalar};
-use super::{Cause, Error};
+use super::{Cause, Error, PLANES_AT_ONCE};
 use crate::durable;
 use crate::volume::Volume;
 
@@ -15,16 +16,16 @@ use crate::volume::Volume;
 pub trait Voxel: Copy {
     /// How the header names it.
     const SCALAR: Scalar;
-    /// Appends the little-endian bytes.
-    fn put(self, out: &mut Vec<u8>);
+    /// Stores the little-endian bytes; `out` has as many as the type.
+    fn put(self, out: &mut [u8]);
 }
 
 macro_rules! voxel {
     ($($t:ty => $s:ident),*) => {$(
         impl Voxel for $t {
             const SCALAR: Scalar = Scalar::$s;
-            fn put(self, out: &mut Vec<u8>) {
-                out.extend_from_slice(&self.to_le_bytes());
+            fn put(self, out: &mut [u8]) {
+                out.copy_from_slice(&self.to_le_bytes());
             }
         }
     )*};
@@ -54,15 +55,21 @@ fn stream<T: Voxel>(out: &mut impl Write, volume: &Volume<T>) -> io::Result<()> 
     let geometry = volume.geometry();
     out.write_all(&header::encode(geometry, T::SCALAR))?;
     let [ni, nj, nk] = geometry.shape();
-    let mut plane = Vec::with_capacity(ni * nj * T::SCALAR.bytes());
-    for k in 0..nk {
-        plane.clear();
-        for j in 0..nj {
-            for i in 0..ni {
-                volume.data()[[i, j, k]].put(&mut plane);
+    let size = T::SCALAR.bytes();
+    let plane = ni * nj * size;
+    let mut planes = vec![0u8; plane * PLANES_AT_ONCE.min(nk)];
+    for first in (0..nk).step_by(PLANES_AT_ONCE) {
+        let count = PLANES_AT_ONCE.min(nk - first);
+        for i in 0..ni {
+            for j in 0..nj {
+                let line = volume.data().slice(s![i, j, first..first + count]);
+                for (n, value) in line.iter().enumerate() {
+                    let at = n * plane + (i + ni * j) * size;
+                    value.put(&mut planes[at..at + size]);
+                }
             }
         }
-        out.write_all(&plane)?;
+        out.write_all(&planes[..plane * count])?;
     }
     Ok(())
 }

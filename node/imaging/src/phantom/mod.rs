@@ -11,6 +11,9 @@ mod head;
 mod metastasis;
 mod noise;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 

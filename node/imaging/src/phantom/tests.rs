@@ -1,0 +1,144 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use super::*;
+use crate::cohort::{check, stats};
+use crate::lesion::{Connectivity, components};
+use crate::preprocess::prepare;
+
+fn tiny(centre: Centre) -> SynthOptions {
+    SynthOptions {
+        train: 2,
+        validation: 1,
+        test: 1,
+        shape: [40, 44, 40],
+        ..SynthOptions::small(centre)
+    }
+}
+
+#[test]
+fn the_same_seed_makes_the_same_head_and_every_patient_differs() {
+    let options = tiny(Centre::Usz);
+    let a = phantom(&options, "usz-0001").unwrap();
+    assert_eq!(a.image, phantom(&options, "usz-0001").unwrap().image);
+    assert_ne!(a.image, phantom(&options, "usz-0002").unwrap().image);
+    let reseeded = SynthOptions { seed: 2, ..options };
+    assert_ne!(a.image, phantom(&reseeded, "usz-0001").unwrap().image);
+}
+
+#[test]
+fn labels_hold_what_was_drawn_and_lie_in_the_brain() {
+    for centre in Centre::ALL {
+        let options = SynthOptions::small(centre);
+        for n in 0..3 {
+            let id = format!("{}-{n}", centre.name());
+            let made = phantom(&options, &id).unwrap();
+            let lesions = components(made.label.data(), Connectivity::TwentySix);
+            assert_eq!(lesions.list.len(), made.painted.lesions, "{id}");
+            assert!(lesions.list.iter().all(|l| l.voxels >= 4), "{id}");
+            assert!(made.label.data().iter().zip(made.brain.data()).all(|(l, b)| *l <= *b), "{id}");
+            assert!(made.image.data().iter().all(|v| v.is_finite()), "{id}");
+            let (brain, all) = (
+                made.brain.data().map(|v| u64::from(*v)).sum(),
+                made.label.data().map(|v| u64::from(*v)).sum(),
+            );
+            assert!(
+                brain > 30_000 && all as f64 <= 1.05 * ALL_SHARE_OF_BRAIN * brain as f64,
+                "{id}: {all} of {brain}"
+            );
+        }
+    }
+}
+
+/// The sizes in the label of adult-sized brains are those drawn, which fit the table.
+#[test]
+fn painted_sizes_are_the_drawn_sizes() {
+    let options = SynthOptions { shape: [176, 208, 160], ..SynthOptions::small(Centre::Stanford) };
+    let made = phantom(&options, "stanford-big").unwrap();
+    let profile = options.centre.profile();
+    assert_eq!((made.painted.limited, made.painted.left_out), (0, 0));
+    let sizes = components(made.label.data(), Connectivity::TwentySix).list;
+    let small = sizes.iter().filter(|l| l.voxels <= 100).count() as f64 / sizes.len() as f64;
+    assert!((small - profile.share_small).abs() < 0.3, "{small} of {}", sizes.len());
+}
+
+/// No threshold finds metastases: what is as bright as they are is mostly something else.
+#[test]
+fn a_threshold_does_not_separate_metastases() {
+    let options = SynthOptions::small(Centre::Uker);
+    let mut best = 0f64;
+    let made: Vec<_> = (0..6).map(|n| phantom(&options, &format!("t-{n}")).unwrap()).collect();
+    for step in 0..14 {
+        let (mut found, mut wrong, mut all) = (0, 0, 0);
+        for p in &made {
+            let mut image = p.image.data().clone();
+            crate::preprocess::normalise(&mut image, p.brain.data(), Background::Zero).unwrap();
+            let bright = image.map(|v| u8::from(*v > 1.0 + 0.3 * step as f32));
+            let result = crate::metrics::evaluate_case(
+                "t",
+                p.label.data(),
+                &bright,
+                [1.0; 3],
+                &Default::default(),
+            );
+            found += result.detected;
+            wrong += result.false_positives;
+            all += result.reference_lesions;
+        }
+        let (s, p) = (found as f64 / all as f64, found as f64 / (found + wrong).max(1) as f64);
+        best = best.max(2.0 * s * p / (s + p).max(1e-9));
+    }
+    assert!(best < 0.6, "a threshold reaches F1 = {best}");
+}
+
+#[test]
+fn a_cohort_is_written_checked_and_prepared() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = tiny(Centre::Stanford);
+    let made = synthesise(dir.path(), &options, &|p| assert!(p.done <= p.total)).unwrap();
+    let cohort = Cohort::load(&made.cohort).unwrap();
+    assert_eq!((cohort.cases.len(), cohort.split(Split::Train).count()), (4, 2));
+    let report = check(&cohort, &|_| {});
+    assert_eq!((report.usable.len(), report.set_aside), (4, vec![]));
+    assert_eq!(stats(&cohort, &|_| {}).total.metastases, made.metastases);
+    let case = prepare(&cohort, &cohort.cases[0]).unwrap();
+    assert!(case.label.iter().any(|v| *v > 0) && case.image.dim() == (40, 44, 40));
+    // A prediction goes back onto the grid of its image.
+    let path = dir.path().join("prediction.nii.gz");
+    nifti::write(&path, &Volume::new(case.geometry.clone(), case.label.clone()).unwrap()).unwrap();
+    assert!(nifti::read_header(&path).unwrap().geometry.matches(&case.geometry));
+    assert!(matches!(synthesise(dir.path(), &options, &|_| {}), Err(Error::Exists(_))));
+}
+
+#[test]
+fn a_real_anatomy_is_painted_on_its_own_grid() {
+    let dir = tempfile::tempdir().unwrap();
+    let head = phantom(&tiny(Centre::Uker), "anatomy").unwrap();
+    let (image, mask) = (dir.path().join("t1.nii.gz"), dir.path().join("mask.nii.gz"));
+    nifti::write(&image, &head.image).unwrap();
+    nifti::write(&mask, &head.brain).unwrap();
+    let options = SynthOptions {
+        anatomy: Some(Anatomy { image: image.clone(), mask: Some(mask) }),
+        ..tiny(Centre::Usz)
+    };
+    let made = phantom(&options, "usz-1").unwrap();
+    assert!(made.image.geometry().matches(head.image.geometry()));
+    assert!(made.label.data().iter().any(|v| *v > 0));
+    let other = dir.path().join("other.nii.gz");
+    let grid = Geometry::with_spacing([40, 44, 40], [2.0; 3]).unwrap();
+    nifti::write(&other, &Volume::new(grid, head.brain.data().clone()).unwrap()).unwrap();
+    let wrong = SynthOptions { anatomy: Some(Anatomy { image, mask: Some(other) }), ..options };
+    assert!(matches!(phantom(&wrong, "usz-1"), Err(Error::MaskGrid(_))));
+}
+
+#[test]
+fn impossible_orders_are_refused() {
+    let folder = Path::new("/nowhere");
+    let none = SynthOptions { train: 0, validation: 0, test: 0, ..tiny(Centre::Uker) };
+    assert!(matches!(synthesise(folder, &none, &|_| {}), Err(Error::Cases(0))));
+    for shape in [[31, 64, 64], [64, 64, 513]] {
+        let odd = SynthOptions { shape, ..tiny(Centre::Uker) };
+        assert!(matches!(synthesise(folder, &odd, &|_| {}), Err(Error::Shape(_))));
+    }
+    let flat = SynthOptions { spacing_mm: [1.0, 1.0, 0.0], ..tiny(Centre::Uker) };
+    assert!(matches!(synthesise(folder, &flat, &|_| {}), Err(Error::Geometry(_))));
+}

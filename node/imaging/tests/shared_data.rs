@@ -1,0 +1,85 @@
+//! Real heads against published and independently computed figures. The files are not part of the
+//! project; where they are absent, the tests say so and check nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::PathBuf;
+
+use rondo_imaging::lesion::{Connectivity, components};
+use rondo_imaging::nifti;
+use rondo_imaging::phantom::{Anatomy, Centre, SynthOptions, phantom};
+use rondo_imaging::preprocess::{Background, prepare_image};
+
+fn shared(path: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
+    if !path.exists() {
+        eprintln!("skipped: {} is not there", path.display());
+    }
+    path.exists().then_some(path)
+}
+
+#[test]
+fn colin27_is_normalised_like_numpy_does_it() {
+    let (Some(head), Some(mask), Some(golden)) = (
+        shared("data/colin27/ch2.nii.gz"),
+        shared("data/colin27/ch2bet.nii.gz"),
+        shared("golden/imaging/imaging.json"),
+    ) else {
+        return;
+    };
+    let golden: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    let golden = &golden["normalise"];
+    let made = prepare_image(&head, &mask, Background::Zscore).unwrap();
+    assert_eq!(made.geometry.shape(), [181, 217, 181]);
+    assert_eq!(made.geometry.affine()[(1, 3)], -125.0);
+    let n = made.normalisation;
+    let most = made.image.iter().copied().fold(f32::MIN, f32::max);
+    let corner = made.image[[0, 0, 0]];
+    for (key, ours) in [
+        ("voxels", n.voxels as f64),
+        ("p0.2", n.low),
+        ("p99.8", n.high),
+        ("mean", n.mean),
+        ("std", n.sd),
+        ("background_value_of_zero", f64::from(corner)),
+        ("max_after", f64::from(most)),
+    ] {
+        let theirs = golden[key].as_f64().unwrap();
+        assert!((ours / theirs - 1.0).abs() < 1e-6, "{key}: {ours} against {theirs}");
+    }
+}
+
+#[test]
+fn published_tumour_volumes() {
+    for (file, voxels, lesions, mm3) in
+        [("brain1_label.nii.gz", 4137, 2, 16_412.66), ("brain2_label.nii.gz", 453, 1, 1_797.18)]
+    {
+        let Some(path) = shared(&format!("data/contrast-tumour/{file}")) else { return };
+        let mask = nifti::read_mask(&path).unwrap();
+        let found = components(mask.data(), Connectivity::TwentySix);
+        assert_eq!(
+            (found.list.iter().map(|l| l.voxels).sum::<usize>(), found.list.len()),
+            (voxels, lesions)
+        );
+        assert!((voxels as f64 * mask.geometry().voxel_mm3() - mm3).abs() < 0.01);
+        let image =
+            nifti::read_header(&path.with_file_name(file.replace("label", "image"))).unwrap();
+        assert!(image.geometry.matches(mask.geometry()));
+    }
+}
+
+#[test]
+fn metastases_are_painted_on_a_real_head() {
+    let (Some(image), Some(mask)) =
+        (shared("data/colin27/ch2.nii.gz"), shared("data/colin27/ch2bet.nii.gz"))
+    else {
+        return;
+    };
+    let anatomy = Some(Anatomy { image: image.clone(), mask: Some(mask) });
+    let made =
+        phantom(&SynthOptions { anatomy, ..SynthOptions::small(Centre::Stanford) }, "real-1")
+            .unwrap();
+    assert!(made.image.geometry().matches(&nifti::read_header(&image).unwrap().geometry));
+    assert!(made.label.data().iter().any(|v| *v > 0));
+    assert!(made.label.data().iter().zip(made.brain.data()).all(|(l, b)| l <= b));
+}
