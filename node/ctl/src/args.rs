@@ -1,0 +1,387 @@
+//! The command line.
+
+use crate::exit::Exit;
+use clap::{ArgAction, Args, Parser, Subcommand};
+use rondo::ids::SiteId;
+use rondo_imaging::lesion::Connectivity;
+use rondo_imaging::phantom::Centre;
+use std::path::PathBuf;
+
+/// Shortest prefix of a digest that names something.
+pub(crate) const DIGEST_PREFIX_MIN: usize = 6;
+
+/// Rondo passes a model around hospitals; images stay where they are.
+#[derive(Debug, Parser)]
+#[command(name = "rondo", version, about, after_help = "Exit codes: `rondo help exit-codes`")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Folder of this site [default: rondo in the user's data folder].
+    #[arg(long, global = true, env = "RONDO_HOME", value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// Control socket of the daemon [default: as the site's node.toml says].
+    #[arg(long, global = true, env = "RONDO_SOCKET", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Give the result as one JSON document.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// This site: make it, show its card, see how it is.
+    #[command(subcommand)]
+    Site(Site),
+    /// Sites that this one trusts.
+    #[command(subcommand)]
+    Peer(Peer),
+    /// Rounds: propose, approve, start, follow.
+    #[command(subcommand)]
+    Round(Round),
+    /// Checkpoints in this site's store, or in files.
+    #[command(subcommand)]
+    Model(Model),
+    /// Cohorts: make a synthetic one, measure one, check one.
+    #[command(subcommand)]
+    Cohort(Cohort),
+    /// Train on this machine without any peer (options of `rondo-trainer train`).
+    #[command(disable_help_flag = true)]
+    Train(Passed),
+    /// Segment cases with a model (options of `rondo-trainer predict`).
+    #[command(disable_help_flag = true)]
+    Predict(Passed),
+    /// Judge predicted masks against reference masks, lesion by lesion.
+    Evaluate(Evaluate),
+    /// Many sites on this machine.
+    #[command(subcommand)]
+    Lab(Lab),
+    /// Print completions for a shell.
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
+    /// Show what each exit code means.
+    #[command(long_about = Exit::table())]
+    ExitCodes,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Site {
+    /// Make keys, card and configuration of this site.
+    Init(SiteInit),
+    /// Print this site's signed card, to be given to other sites.
+    Card {
+        /// Write it to a file instead.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// How the daemon and its trainer are.
+    Status,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SiteInit {
+    /// Short name of the site: a-z, 0-9 and `-`.
+    #[arg(long, value_name = "ID")]
+    pub(crate) site: SiteId,
+    /// Name for people.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    /// Address the daemon listens on for peers.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Where peers reach it, as host:port; none if it only dials out.
+    #[arg(long = "endpoint", value_name = "HOST:PORT")]
+    pub(crate) endpoints: Vec<String>,
+    /// Configuration of a trainer that the daemon starts itself.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trainer_config: Option<PathBuf>,
+    /// Folder for the sockets, if the one in the home folder is too long a path.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) runtime_dir: Option<PathBuf>,
+    /// Days for which the card is valid.
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) valid_days: Option<u32>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Peer {
+    /// Trust the site whose card this is, after comparing its fingerprint by phone.
+    Add {
+        /// Card file of the other site.
+        card: PathBuf,
+        /// The fingerprint that the other site read out; asked for otherwise.
+        #[arg(long, value_name = "FINGERPRINT")]
+        fingerprint: Option<String>,
+    },
+    /// Sites in the roster.
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Round {
+    /// Propose a plan to the sites it names.
+    Propose {
+        /// Plan file.
+        plan: PathBuf,
+    },
+    /// Approve a plan on behalf of this site.
+    Approve(RoundName),
+    /// Start a round that every site has approved.
+    Start(RoundName),
+    /// Follow a round until it is finished.
+    Watch(RoundName),
+    /// Show a round as it is now.
+    Show(RoundName),
+    /// Rounds that this site knows.
+    List,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RoundName {
+    /// Digest of the plan, or its first digits (6 at least).
+    #[arg(value_parser = digest_prefix)]
+    pub(crate) round: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Model {
+    /// Checkpoints in this site's store.
+    List,
+    /// Check a checkpoint and its passport: a file offline, or one in this site's store.
+    Verify {
+        /// FILE.safetensors with FILE.passport.json beside it, or a digest.
+        #[arg(value_name = "FILE|DIGEST")]
+        model: String,
+        /// Folder of the cards (*.json) to check the passport with [default: the daemon's roster].
+        #[arg(long, value_name = "DIR")]
+        cards: Option<PathBuf>,
+    },
+    /// Copy a checkpoint out of the store, with its passport beside it.
+    Export {
+        /// Digest of the weights, or its first digits (6 at least).
+        #[arg(value_parser = digest_prefix)]
+        digest: String,
+        /// FILE.safetensors; the passport becomes FILE.passport.json.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cohort {
+    /// Make a cohort of synthetic heads with metastases.
+    Synth(Synth),
+    /// Measure a cohort: the figures of the paper's Table 1.
+    Stats(CohortFile),
+    /// Read every file of a cohort and name what cannot be used.
+    Check(CohortFile),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CohortFile {
+    /// cohort.toml, or its folder.
+    pub(crate) cohort: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Synth {
+    /// Centre to imitate: uker, usz, stanford, ucsf, nyu or brats.
+    #[arg(long)]
+    pub(crate) centre: Centre,
+    /// Folder for the cohort.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Training cases.
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub(crate) train: usize,
+    /// Validation cases.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub(crate) validation: usize,
+    /// Test cases.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub(crate) test: usize,
+    /// Voxels along each axis.
+    #[arg(long, default_value = "64x72x56", value_name = "IxJxK", value_parser = triple::<usize>, conflicts_with = "anatomy")]
+    pub(crate) shape: [usize; 3],
+    /// Millimetres between voxels along each axis.
+    #[arg(long, default_value = "1x1x1", value_name = "AxBxC", value_parser = triple::<f64>, conflicts_with = "anatomy")]
+    pub(crate) spacing: [f64; 3],
+    /// The same seed makes the same cohort.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Paint on this T1 volume instead of synthetic heads.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) anatomy: Option<PathBuf>,
+    /// Brain mask of that volume; without it the volume must be skull-stripped.
+    #[arg(long, value_name = "FILE", requires = "anatomy")]
+    pub(crate) anatomy_mask: Option<PathBuf>,
+    /// Leave out skull and scalp.
+    #[arg(long)]
+    pub(crate) no_skull: bool,
+}
+
+/// Arguments for another program.
+#[derive(Debug, Args)]
+pub(crate) struct Passed {
+    /// Options of the trainer; `--help` lists them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, action = ArgAction::Append)]
+    pub(crate) rest: Vec<std::ffi::OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Evaluate {
+    /// Folder of reference masks, one NIfTI file per case.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) reference: PathBuf,
+    /// Folder of predicted masks with the same names.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) prediction: PathBuf,
+    /// Folder of brain masks; predictions outside them are judged too and removed for a second set of figures.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) brain_mask: Option<PathBuf>,
+    /// Voxels that touch by face (6), edge (18) or corner (26) are one lesion.
+    #[arg(long, default_value = "26", value_parser = connectivity)]
+    pub(crate) connectivity: Connectivity,
+    /// Tolerance of the surface Dice.
+    #[arg(long, default_value_t = 1.0, value_name = "MM")]
+    pub(crate) tolerance_mm: f64,
+    /// Label value that is lesion; repeatable. Without it every value above 0 is.
+    #[arg(long = "label", value_name = "N")]
+    pub(crate) labels: Vec<u16>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Lab {
+    /// Run a round among cohorts on this machine: a real node and trainer for each.
+    Run(LabRun),
+    /// Make three synthetic centres and run a round among them.
+    Demo(LabDemo),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LabRun {
+    /// Folder whose sub-folders are cohorts; their names are the sites of the plan.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cohorts: PathBuf,
+    /// Plan of the round.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: PathBuf,
+    #[command(flatten)]
+    pub(crate) place: LabPlace,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LabDemo {
+    /// Seed of the synthetic cohorts and of the round.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) place: LabPlace,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LabPlace {
+    /// Folder for everything the lab makes.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workdir: PathBuf,
+    /// Device of every trainer: auto, cpu, cuda:N or flex.
+    #[arg(long, default_value = "auto")]
+    pub(crate) device: String,
+    /// Keep the predicted masks after they were judged.
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+fn digest_prefix(text: &str) -> Result<String, String> {
+    let digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    if (DIGEST_PREFIX_MIN..=64).contains(&text.len()) && text.chars().all(digit) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("give {DIGEST_PREFIX_MIN} to 64 of the digits 0-9 and a-f"))
+    }
+}
+
+fn triple<T: std::str::FromStr + Copy>(text: &str) -> Result<[T; 3], String> {
+    let parts: Option<Vec<T>> = text.split('x').map(|part| part.parse().ok()).collect();
+    parts
+        .and_then(|list| <[T; 3]>::try_from(list).ok())
+        .ok_or_else(|| "give three numbers with `x` between them, as 64x72x56".to_owned())
+}
+
+fn connectivity(text: &str) -> Result<Connectivity, String> {
+    text.parse::<u8>().map_err(|e| e.to_string()).and_then(Connectivity::try_from)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_values_are_usage_errors() {
+        for line in [
+            "rondo round show abc",
+            "rondo round show ABCDEF",
+            "rondo model export 12345g --out m",
+            "rondo site init --site UKER --name x",
+            "rondo evaluate --reference a --prediction b --connectivity 8",
+            "rondo cohort synth --centre mars --out d",
+            "rondo cohort synth --centre uker --out d --shape 1x2",
+            "rondo cohort synth --centre uker --out d --anatomy-mask m",
+            "rondo lab run --plan p --workdir w",
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(
+                matches!(
+                    error.kind(),
+                    ErrorKind::ValueValidation | ErrorKind::MissingRequiredArgument
+                ),
+                "{line}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn global_options_stand_anywhere() {
+        for line in
+            ["rondo --json round list", "rondo round --json list", "rondo round list --json"]
+        {
+            assert!(parse(line).unwrap().global.json, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_trainers_options_pass_through() {
+        let cli = parse("rondo predict --model m.safetensors --split test --json --help").unwrap();
+        let Command::Predict(passed) = cli.command else { panic!("not predict") };
+        assert_eq!(
+            passed.rest,
+            ["--model", "m.safetensors", "--split", "test", "--json", "--help"]
+        );
+    }
+
+    #[test]
+    fn help_shows_the_exit_codes() {
+        let help = parse("rondo help exit-codes").unwrap_err().to_string();
+        assert!(help.contains("verification-failed"), "{help}");
+    }
+}

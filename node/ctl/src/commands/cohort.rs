@@ -1,0 +1,162 @@
+//! `rondo cohort`.
+
+use crate::args::{Cohort, CohortFile, Synth};
+use crate::exit::{Exit, Failure};
+use crate::output::{Output, Steps};
+use crate::render::{figure, table};
+use rondo_imaging::cohort::{self, CheckReport, SetAside, SplitStats, Stats};
+use rondo_imaging::phantom::{self, Anatomy, SynthOptions};
+
+pub(crate) fn run(command: Cohort, output: Output) -> Result<(), Failure> {
+    match command {
+        Cohort::Synth(synth) => self::synth(synth, output),
+        Cohort::Stats(file) => stats(&file, output),
+        Cohort::Check(file) => check(&file, output),
+    }
+}
+
+/// Reads a cohort file.
+pub(crate) fn load(path: &std::path::Path) -> Result<cohort::Cohort, Failure> {
+    cohort::Cohort::load(path).map_err(|e| Failure::new(Exit::BadInput, e))
+}
+
+/// What the imaging crate says about a synthesis that failed.
+pub(crate) fn not_made(error: &phantom::Error) -> Failure {
+    let exit = match error {
+        phantom::Error::Folder { .. } | phantom::Error::Exists(_) | phantom::Error::Cohort(_) => {
+            Exit::Storage
+        }
+        _ => Exit::BadInput,
+    };
+    Failure::new(exit, error)
+}
+
+fn synth(args: Synth, output: Output) -> Result<(), Failure> {
+    let options = SynthOptions {
+        centre: args.centre,
+        train: args.train,
+        validation: args.validation,
+        test: args.test,
+        shape: args.shape,
+        spacing_mm: args.spacing,
+        seed: args.seed,
+        anatomy: args.anatomy.map(|image| Anatomy { image, mask: args.anatomy_mask }),
+        skull: !args.no_skull,
+    };
+    let steps = Steps::new("volumes made");
+    let made = phantom::synthesise(&args.out, &options, &|p| steps.at(p.done, p.total, p.item))
+        .map_err(|e| not_made(&e))?;
+    drop(steps);
+    output.give("rondo.cohort-synth/1", &made, || {
+        let mut text = format!(
+            "Made {} cases with {} metastases: {}",
+            made.cases,
+            made.metastases,
+            made.cohort.display()
+        );
+        if made.limited + made.left_out > 0 {
+            text.push_str(&format!(
+                "\n{} metastases are smaller than drawn and {} were left out, since the brain is small",
+                made.limited, made.left_out
+            ));
+        }
+        text
+    })
+}
+
+fn stats(file: &CohortFile, output: Output) -> Result<(), Failure> {
+    let cohort = load(&file.cohort)?;
+    let steps = Steps::new("labels measured");
+    let stats = cohort::stats(&cohort, &|p| steps.at(p.done, p.total, p.item));
+    drop(steps);
+    output.give("rondo.cohort-stats/1", &stats, || stats_text(&stats))?;
+    aside(&stats.set_aside)
+}
+
+fn stats_text(stats: &Stats) -> String {
+    let head = [
+        "split",
+        "patients",
+        "volumes",
+        "metastases",
+        "per volume",
+        "mean cm³",
+        "median cm³",
+        "≤ 0.1 cm³",
+        "in-plane mm",
+        "through-plane mm",
+    ];
+    let range = |r: Option<[f64; 2]>| match r {
+        Some([least, most]) if least < most => format!("{least:.2}–{most:.2}"),
+        Some([one, _]) => format!("{one:.2}"),
+        None => "–".to_owned(),
+    };
+    let row = |s: &SplitStats| {
+        vec![
+            s.split.map_or("all", cohort::Split::name).to_owned(),
+            s.patients.to_string(),
+            s.volumes.to_string(),
+            s.metastases.to_string(),
+            figure(s.metastases_per_volume, 1),
+            figure(s.mean_cm3, 3),
+            figure(s.median_cm3, 3),
+            s.share_up_to_0_1_cm3.map_or_else(|| "–".to_owned(), |v| format!("{:.1} %", 100.0 * v)),
+            range(s.in_plane_mm),
+            range(s.through_plane_mm),
+        ]
+    };
+    let rows = stats.splits.iter().chain([&stats.total]).map(row).collect();
+    format!("{}\n{}", stats.name, table(&head, &(1..10).collect::<Vec<_>>(), rows))
+}
+
+fn check(file: &CohortFile, output: Output) -> Result<(), Failure> {
+    let cohort = load(&file.cohort)?;
+    let steps = Steps::new("cases read");
+    let report = cohort::check(&cohort, &|p| steps.at(p.done, p.total, p.item));
+    drop(steps);
+    output.give("rondo.cohort-check/1", &report, || check_text(&report))?;
+    aside(&report.set_aside)
+}
+
+fn check_text(report: &CheckReport) -> String {
+    let mut text =
+        format!("{}: {} of {} cases can be used", report.name, report.usable.len(), report.cases);
+    for case in &report.set_aside {
+        text.push_str(&format!("\nset aside {} ({}): {}", case.id, case.split.name(), case.reason));
+    }
+    for notice in &report.notices {
+        text.push_str(&format!("\nnote {}: {}", notice.id, notice.text));
+    }
+    text
+}
+
+/// The exit code says it too when cases were set aside.
+fn aside(cases: &[SetAside]) -> Result<(), Failure> {
+    if cases.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = cases.iter().map(|c| format!("{}: {}", c.id, c.reason)).collect();
+    let text = format!("{} case(s) were set aside:\n  {}", cases.len(), list.join("\n  "));
+    Err(Failure::after_result(Exit::SetAside, text))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use rondo_imaging::cohort::Split;
+
+    #[test]
+    fn cases_set_aside_have_an_exit_code_of_their_own() {
+        assert!(aside(&[]).is_ok());
+        let case = SetAside { id: "c1".into(), split: Split::Train, reason: "it holds NaN".into() };
+        let failure = aside(&[case]).unwrap_err();
+        assert_eq!(failure.exit, Exit::SetAside);
+        assert!(failure.text.contains("c1: it holds NaN"));
+    }
+
+    #[test]
+    fn a_missing_cohort_is_bad_input() {
+        assert_eq!(load("/nowhere/cohort.toml".as_ref()).unwrap_err().exit, Exit::BadInput);
+    }
+}

@@ -1,0 +1,132 @@
+//! `rondo round`.
+
+use crate::args::{Global, Round};
+use crate::commands::now;
+use crate::daemon::read_file;
+use crate::exit::{Exit, Failure};
+use crate::output::{Output, line, on_terminal};
+use crate::render::follow::Follower;
+use crate::render::round::{round_json, round_text, rounds_text};
+use indicatif::{ProgressBar, ProgressStyle};
+use rondo::plan::Plan;
+use rondo::settings::SETTINGS_MAX_BYTES;
+use rondo_proto::control::{ListRoundsRequest, ProposeRoundRequest, RoundRequest, RoundView};
+use serde_json::json;
+use std::path::Path;
+use tokio_stream::StreamExt as _;
+
+/// Schema of a round.
+const SCHEMA: &str = "rondo.round/1";
+
+pub(crate) async fn run(command: Round, global: &Global, output: Output) -> Result<(), Failure> {
+    let request = |name: &str| RoundRequest { round: name.to_owned() };
+    let view = match command {
+        Round::Propose { plan } => propose(&plan, global).await?,
+        Round::Approve(name) => {
+            let attempted = format!("approving round {}", name.round);
+            let done = global.daemon().await?.approve_round(request(&name.round)).await;
+            done.map_err(|status| Failure::refused(&attempted, &status))?.into_inner()
+        }
+        Round::Start(name) => {
+            let attempted = format!("starting round {}", name.round);
+            let done = global.daemon().await?.start_round(request(&name.round)).await;
+            done.map_err(|status| Failure::refused(&attempted, &status))?.into_inner()
+        }
+        Round::Show(name) => {
+            let attempted = format!("showing round {}", name.round);
+            let done = global.daemon().await?.get_round(request(&name.round)).await;
+            done.map_err(|status| Failure::refused(&attempted, &status))?.into_inner()
+        }
+        Round::Watch(name) => return watch(&name.round, global, output).await,
+        Round::List => return list(global, output).await,
+    };
+    output.give(SCHEMA, round_json(&view), || round_text(&view))
+}
+
+/// Reads a plan file and checks all of it.
+pub(crate) fn plan_file(path: &Path) -> Result<(String, Plan), Failure> {
+    let bytes = read_file("the plan", path, SETTINGS_MAX_BYTES)?;
+    let bad = |e: &dyn std::fmt::Display| {
+        Failure::new(Exit::BadInput, format!("reading the plan {}: {e}", path.display()))
+    };
+    let text = String::from_utf8(bytes).map_err(|_| bad(&"it is not UTF-8 text"))?;
+    let plan = Plan::from_toml(&text, now()).map_err(|e| bad(&e))?;
+    Ok((text, plan))
+}
+
+async fn propose(path: &Path, global: &Global) -> Result<RoundView, Failure> {
+    let (plan_toml, _) = plan_file(path)?;
+    let attempted = format!("proposing {}", path.display());
+    let proposed = global.daemon().await?.propose_round(ProposeRoundRequest { plan_toml }).await;
+    Ok(proposed.map_err(|status| Failure::refused(&attempted, &status))?.into_inner())
+}
+
+async fn list(global: &Global, output: Output) -> Result<(), Failure> {
+    let rounds = global
+        .daemon()
+        .await?
+        .list_rounds(ListRoundsRequest {})
+        .await
+        .map_err(|status| Failure::refused("listing rounds", &status))?
+        .into_inner()
+        .rounds;
+    let body = json!({"rounds": rounds.iter().map(round_json).collect::<Vec<_>>()});
+    output.give("rondo.rounds/1", body, || rounds_text(&rounds))
+}
+
+/// Follows a round to its end. With `--json` only the last state is given, on standard output.
+async fn watch(name: &str, global: &Global, output: Output) -> Result<(), Failure> {
+    let attempted = format!("watching round {name}");
+    let refused = |status| Failure::refused(&attempted, &status);
+    let request = RoundRequest { round: name.to_owned() };
+    let mut views =
+        global.daemon().await?.watch_round(request).await.map_err(refused)?.into_inner();
+    let live = on_terminal().then(|| {
+        let style =
+            ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::new_spinner().with_style(style)
+    });
+    let mut follower = Follower::default();
+    while let Some(view) = views.next().await {
+        let view = view.map_err(refused)?;
+        for text in follower.observe(&view) {
+            match &live {
+                Some(live) => live.println(text),
+                None if output.json => crate::output::note(&text),
+                None => line(&text),
+            }
+        }
+        if let Some(live) = &live {
+            live.set_message(round_text(&view));
+        }
+        if follower.is_finished() {
+            if let Some(live) = &live {
+                live.finish_and_clear();
+            }
+            return output.give(SCHEMA, round_json(&view), || round_text(&view));
+        }
+    }
+    let text = format!(
+        "{attempted}: the daemon stopped before the round was finished. Start it again; the round goes on where it was"
+    );
+    Err(Failure::new(Exit::RoundUnfinished, text))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_plan_is_refused_here_with_every_problem() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "name = \"x\"\ncycles = 0\nwat = 1\n").unwrap();
+        let failure = plan_file(file.path()).unwrap_err();
+        assert_eq!(failure.exit, Exit::BadInput);
+        for part in ["line 2", "line 3: unknown key `wat`", "`sites` is missing"] {
+            assert!(failure.text.contains(part), "{part} is not in:\n{failure}");
+        }
+        std::fs::write(file.path(), [0xff, 0xfe]).unwrap();
+        assert!(plan_file(file.path()).unwrap_err().text.contains("UTF-8"));
+    }
+}

@@ -1,0 +1,209 @@
+//! Rounds and their visits.
+
+use super::{figure, short, span, table};
+use rondo_proto::control::{ProgressView, RoundPhase, RoundView, VisitPhase, VisitView};
+use serde_json::{Value, json};
+
+pub(crate) fn round_phase(phase: RoundPhase) -> &'static str {
+    match phase {
+        RoundPhase::Unspecified => "unknown",
+        RoundPhase::Proposed => "proposed",
+        RoundPhase::Approved => "approved",
+        RoundPhase::Running => "running",
+        RoundPhase::Finished => "finished",
+    }
+}
+
+pub(crate) fn visit_phase(phase: VisitPhase) -> &'static str {
+    match phase {
+        VisitPhase::Unspecified => "unknown",
+        VisitPhase::Registered => "registered",
+        VisitPhase::Approved => "approved",
+        VisitPhase::Training => "training",
+        VisitPhase::Contributed => "contributed",
+        VisitPhase::HandedOver => "handed over",
+    }
+}
+
+pub(crate) fn round_json(round: &RoundView) -> Value {
+    json!({
+        "round": round.round,
+        "name": round.name,
+        "topology": round.topology,
+        "cycles": round.cycles,
+        "phase": round_phase(round.phase()),
+        "sites": round.sites,
+        "approved_by": round.approved_by,
+        "visits": round.visits.iter().map(visit_json).collect::<Vec<_>>(),
+        "plan": serde_json::from_str::<Value>(&round.plan_json).unwrap_or_default(),
+        "progress": round.progress.as_ref().map(progress_json),
+    })
+}
+
+pub(crate) fn visit_json(v: &VisitView) -> Value {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    json!({
+        "visit": v.visit,
+        "cycle": v.cycle,
+        "site": v.site,
+        "phase": visit_phase(v.phase()).replace(' ', "-"),
+        "weights": some(&v.weights),
+        "parent": some(&v.parent),
+        "received_dice": v.received_dice,
+        "trained_dice": v.trained_dice,
+        "training_cases": v.training_cases,
+        "epochs": v.epochs,
+        "updates": v.updates,
+        "stalled": some(&v.stalled),
+        "held_by": v.held_by,
+        "signed_at": (v.signed_at > 0).then_some(v.signed_at),
+    })
+}
+
+fn progress_json(p: &ProgressView) -> Value {
+    json!({
+        "visit": p.visit,
+        "epoch": p.epoch,
+        "epochs": p.epochs,
+        "update": p.update,
+        "updates": p.updates,
+        "cross_entropy": p.cross_entropy,
+        "vss": p.vss,
+        "kdl": p.kdl,
+        "learning_rate": p.learning_rate,
+        "segments_per_second": p.segments_per_second,
+        "validation_dice": p.validation_dice,
+        "eta_seconds": p.eta_seconds,
+    })
+}
+
+/// The round in full: head, approvals, visits.
+pub(crate) fn round_text(round: &RoundView) -> String {
+    let approvals: Vec<String> = (round.sites.iter())
+        .map(|site| {
+            let approved = round.approved_by.contains(site);
+            format!("{site} {}", if approved { "yes" } else { "not yet" })
+        })
+        .collect();
+    let mut text = format!(
+        "{} ({})\nround      {}\ntopology   {}, {} cycle(s)\napproved   {}\n{}",
+        round.name,
+        round_phase(round.phase()),
+        round.round,
+        round.topology,
+        round.cycles,
+        approvals.join(", "),
+        visits_table(&round.visits),
+    );
+    if let Some(progress) = &round.progress {
+        text.push_str(&format!("\nvisit {} here: {}", progress.visit, progress_text(progress)));
+    }
+    text
+}
+
+fn visits_table(visits: &[VisitView]) -> String {
+    let head = [
+        "visit",
+        "cycle",
+        "site",
+        "state",
+        "checkpoint",
+        "Dice before",
+        "after",
+        "cases",
+        "epochs",
+        "updates",
+        "held by",
+    ];
+    let row = |v: &VisitView| {
+        let state = if v.stalled.is_empty() {
+            visit_phase(v.phase()).to_owned()
+        } else {
+            format!("{}, stalled: {}", visit_phase(v.phase()), v.stalled)
+        };
+        vec![
+            v.visit.to_string(),
+            v.cycle.to_string(),
+            v.site.clone(),
+            state,
+            short(&v.weights).to_owned(),
+            figure(v.received_dice, 3),
+            figure(v.trained_dice, 3),
+            v.training_cases.to_string(),
+            v.epochs.to_string(),
+            v.updates.to_string(),
+            v.held_by.join(" "),
+        ]
+    };
+    table(&head, &[0, 1, 5, 6, 7, 8, 9], visits.iter().map(row).collect())
+}
+
+/// One line about a training under way.
+pub(crate) fn progress_text(p: &ProgressView) -> String {
+    let validation =
+        p.validation_dice.map_or_else(String::new, |d| format!(" · validation Dice {d:.3}"));
+    format!(
+        "epoch {}/{} · update {}/{} · CE {:.4} VSS {:.4} KDL {:.3} · lr {:.1e}{validation} · {:.0} segments/s · ETA {}",
+        p.epoch,
+        p.epochs,
+        p.update,
+        p.updates,
+        p.cross_entropy,
+        p.vss,
+        p.kdl,
+        p.learning_rate,
+        p.segments_per_second,
+        span(p.eta_seconds),
+    )
+}
+
+pub(crate) fn rounds_text(rounds: &[RoundView]) -> String {
+    if rounds.is_empty() {
+        return "No rounds. Propose one with `rondo round propose PLAN.toml`.".to_owned();
+    }
+    let head = ["round", "name", "state", "topology", "sites", "approved", "contributed"];
+    let row = |r: &RoundView| {
+        let contributed = r.visits.iter().filter(|v| !v.weights.is_empty()).count();
+        vec![
+            short(&r.round).to_owned(),
+            r.name.clone(),
+            round_phase(r.phase()).to_owned(),
+            format!("{} × {}", r.topology, r.cycles),
+            r.sites.join(" → "),
+            format!("{}/{}", r.approved_by.len(), r.sites.len()),
+            format!("{contributed}/{}", r.visits.len()),
+        ]
+    };
+    table(&head, &[], rounds.iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_kept_apart_and_stalls_are_shown() {
+        let visit = VisitView {
+            visit: 2,
+            site: "usz".into(),
+            phase: VisitPhase::Training.into(),
+            stalled: "trainer-absent".into(),
+            ..Default::default()
+        };
+        let round = RoundView {
+            phase: RoundPhase::Running.into(),
+            sites: vec!["uker".into(), "usz".into()],
+            approved_by: vec!["uker".into()],
+            visits: vec![visit],
+            ..Default::default()
+        };
+        let text = round_text(&round);
+        for part in ["running", "uker yes, usz not yet", "training, stalled: trainer-absent"] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        let json = round_json(&round);
+        assert_eq!(json["visits"][0]["phase"], "training");
+        assert_eq!(json["visits"][0]["weights"], Value::Null);
+        assert_eq!(json["phase"], "running");
+    }
+}

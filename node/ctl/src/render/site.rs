@@ -1,0 +1,132 @@
+//! Sites and peers.
+
+use super::{day, moment, table};
+use rondo_proto::control::{PeerView, SiteView, TrainerView};
+use serde_json::{Value, json};
+
+/// Card bytes are JSON already; `null` if they are not.
+fn card_json(card: &[u8]) -> Value {
+    serde_json::from_slice(card).unwrap_or_default()
+}
+
+pub(crate) fn site_json(site: &SiteView) -> Value {
+    let trainer = site.trainer.clone().unwrap_or_default();
+    json!({
+        "site": site.site,
+        "name": site.name,
+        "fingerprint": site.fingerprint,
+        "endpoints": site.endpoints,
+        "valid_until": site.valid_until,
+        "version": site.version,
+        "peers": site.peers,
+        "open_rounds": site.open_rounds,
+        "journal_records": site.journal_records,
+        "trainer": trainer_json(&trainer),
+        "card": card_json(&site.card),
+    })
+}
+
+pub(crate) fn trainer_json(trainer: &TrainerView) -> Value {
+    json!({
+        "connected": trainer.connected,
+        "device": trainer.device,
+        "training_cases": trainer.training_cases,
+        "validation_cases": trainer.validation_cases,
+        "test_cases": trainer.test_cases,
+        "quarantined_cases": trainer.quarantined_cases,
+        "problem": trainer.problem,
+    })
+}
+
+pub(crate) fn site_text(site: &SiteView) -> String {
+    let endpoints = if site.endpoints.is_empty() {
+        "none, dials out only".to_owned()
+    } else {
+        site.endpoints.join(", ")
+    };
+    let trainer = site.trainer.as_ref().map_or_else(|| "unknown".to_owned(), trainer_text);
+    let lines = [
+        ("site", format!("{} ({})", site.site, site.name)),
+        ("fingerprint", site.fingerprint.clone()),
+        ("endpoints", endpoints),
+        ("card valid until", day(site.valid_until)),
+        ("software", site.version.clone()),
+        ("peers", site.peers.to_string()),
+        ("open rounds", site.open_rounds.to_string()),
+        ("journal", format!("{} records", site.journal_records)),
+        ("trainer", trainer),
+    ];
+    lines.map(|(what, text)| format!("{what:<18}{text}")).join("\n")
+}
+
+/// One line about a trainer.
+pub(crate) fn trainer_text(t: &TrainerView) -> String {
+    if !t.connected {
+        let why = if t.problem.is_empty() { "no reason is known" } else { &t.problem };
+        return format!("not connected: {why}");
+    }
+    let aside = match t.quarantined_cases {
+        0 => String::new(),
+        n => format!(", {n} set aside"),
+    };
+    format!(
+        "{}, cases: {} training, {} validation, {} test{aside}",
+        t.device, t.training_cases, t.validation_cases, t.test_cases
+    )
+}
+
+pub(crate) fn peer_json(peer: &PeerView) -> Value {
+    json!({
+        "site": peer.site,
+        "name": peer.name,
+        "fingerprint": peer.fingerprint,
+        "endpoints": peer.endpoints,
+        "valid_until": peer.valid_until,
+        "revoked": peer.revoked,
+        "last_contact": (peer.last_contact > 0).then_some(peer.last_contact),
+        "problem": peer.problem,
+        "card": card_json(&peer.card),
+    })
+}
+
+pub(crate) fn peers_text(peers: &[PeerView]) -> String {
+    if peers.is_empty() {
+        return "No peers. Exchange cards with another site and run `rondo peer add CARD`."
+            .to_owned();
+    }
+    let head = ["site", "name", "fingerprint", "endpoints", "valid until", "last contact", "state"];
+    let row = |p: &PeerView| {
+        let state = match (p.revoked, p.problem.is_empty()) {
+            (true, _) => "revoked",
+            (_, true) => "trusted",
+            (_, false) => &p.problem,
+        };
+        vec![
+            p.site.clone(),
+            p.name.clone(),
+            p.fingerprint.clone(),
+            p.endpoints.join(" "),
+            day(p.valid_until),
+            moment(p.last_contact),
+            state.to_owned(),
+        ]
+    };
+    table(&head, &[], peers.iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_trainer_is_said_with_its_reason() {
+        let mut trainer =
+            TrainerView { problem: "libtorch is missing".into(), ..Default::default() };
+        assert!(trainer_text(&trainer).contains("libtorch is missing"));
+        (trainer.connected, trainer.quarantined_cases) = (true, 2);
+        assert!(trainer_text(&trainer).contains("2 set aside"));
+        let site = SiteView { site: "uker".into(), trainer: Some(trainer), ..Default::default() };
+        assert_eq!(site_json(&site)["trainer"]["quarantined_cases"], 2);
+        assert!(site_text(&site).contains("dials out only"));
+    }
+}
