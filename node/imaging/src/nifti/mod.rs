@@ -38,8 +38,7 @@ pub struct Error {
     pub action: &'static str,
     /// The file.
     pub path: PathBuf,
-    /// Why it failed.
-    #[source]
+    /// Why it failed; part of the message, so that a chain of sources does not say it twice.
     pub cause: Cause,
 }
 

@@ -49,16 +49,30 @@ fn labels_hold_what_was_drawn_and_lie_in_the_brain() {
     }
 }
 
-/// The sizes in the label of adult-sized brains are those drawn, which fit the table.
+/// Labels of adult-sized brains (on a coarse grid) against the paper's Table 1.
 #[test]
-fn painted_sizes_are_the_drawn_sizes() {
-    let options = SynthOptions { shape: [176, 208, 160], ..SynthOptions::small(Centre::Stanford) };
-    let made = phantom(&options, "stanford-big").unwrap();
-    let profile = options.centre.profile();
-    assert_eq!((made.painted.limited, made.painted.left_out), (0, 0));
-    let sizes = components(made.label.data(), Connectivity::TwentySix).list;
-    let small = sizes.iter().filter(|l| l.voxels <= 100).count() as f64 / sizes.len() as f64;
-    assert!((small - profile.share_small).abs() < 0.3, "{small} of {}", sizes.len());
+fn painted_metastases_fit_the_table_of_the_paper() {
+    let options = SynthOptions {
+        shape: [88, 104, 80],
+        spacing_mm: [2.0; 3],
+        ..SynthOptions::small(Centre::Stanford)
+    };
+    let paint = |n: usize| {
+        let made = phantom(&options, &format!("fit-{n}")).unwrap();
+        let list = components(made.label.data(), Connectivity::TwentySix).list;
+        assert_eq!(list.len(), made.painted.lesions);
+        list.iter().map(|l| l.voxels as f64 * 0.008).collect::<Vec<_>>()
+    };
+    let volumes: Vec<Vec<f64>> = (0..40).into_par_iter().map(paint).collect();
+    let mut sizes = volumes.concat();
+    sizes.sort_by(f64::total_cmp);
+    let (n, profile) = (sizes.len() as f64, options.centre.profile());
+    let small = sizes.iter().filter(|s| **s <= 0.1).count() as f64 / n;
+    let (mean, median) = (sizes.iter().sum::<f64>() / n, sizes[sizes.len() / 2]);
+    assert!((n / 40.0 / profile.per_volume - 1.0).abs() < 0.25, "{} per volume", n / 40.0);
+    assert!((small - profile.share_small).abs() < 0.09, "{small} are small");
+    assert!((mean / profile.mean_cm3).ln().abs() < 0.4, "mean {mean}");
+    assert!((median / profile.median_cm3).ln().abs() < 0.3, "median {median}");
 }
 
 /// No threshold finds metastases: what is as bright as they are is mostly something else.
