@@ -302,6 +302,12 @@ epochs = 3
     }
 
     #[test]
+    fn the_example_is_a_plan() {
+        let plan = Plan::from_toml(include_str!("../deploy/examples/plan.toml"), 1).unwrap();
+        assert_eq!((plan.visit_count(), plan.recipe.epochs), (12, 300));
+    }
+
+    #[test]
     fn canonical_bytes_are_the_only_form() {
         let plan = Plan::from_toml(THREE_SITES, 1).unwrap();
         let bytes = plan.canonical();

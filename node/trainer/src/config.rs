@@ -63,5 +63,7 @@ mod tests {
         }
         let config = Config::parse("cohort = \"/a\"\nwork = \"w\"\n", Path::new("/srv"));
         assert_eq!(config.map(|c| c.work), Ok(PathBuf::from("/srv/w")));
+        let example = include_str!("../../../deploy/examples/trainer.toml");
+        assert!(Config::parse(example, Path::new("/srv")).is_ok());
     }
 }

@@ -11,6 +11,7 @@ pub mod recipe;
 pub mod sandbox;
 mod self_test;
 mod serve;
+mod surroundings;
 mod train;
 
 use args::{Args, Command};
@@ -35,6 +36,11 @@ pub fn main() -> ExitCode {
         return ExitCode::from(NO_SANDBOX);
     }
     let args = Args::parse();
+    if let Err(error) = surroundings::settle() {
+        output::error(&format!(
+            "starting again with settled threads failed, going on without: {error}"
+        ));
+    }
     let done = match args.command {
         Command::Train(args) => train::run(&args),
         Command::Predict(args) => predict::run(&args),
