@@ -40,7 +40,7 @@ pub(crate) fn below(rng: &mut ChaCha8Rng, n: u64) -> u64 {
     loop {
         let draw = rng.next_u64();
         // The top `rest + 1` values would favour small results, unless they fill a whole period.
-        if rest + 1 == n || draw <= u64::MAX - rest - 1 {
+        if rest + 1 == n || draw < u64::MAX - rest {
             return draw % n;
         }
     }

@@ -6,6 +6,7 @@ use rondo_imaging::preprocess::Background;
 use rondo_learn::device::Choice;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Reads images and trains; it has no network.
 #[derive(Debug, Parser)]
@@ -27,6 +28,8 @@ pub enum Command {
     ShowRecipe(Recipe),
     /// Train for the daemon of this site, visit after visit.
     Serve(Serve),
+    /// Measure how fast this machine trains or segments.
+    Bench(Bench),
     /// Show that this process cannot do what it must not.
     SelfTest(SelfTest),
 }
@@ -117,6 +120,56 @@ pub struct Serve {
     /// Configuration of the trainer.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Group)]
+pub struct Bench {
+    /// What to measure.
+    pub what: BenchOf,
+    /// Segments per update.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub batch: u32,
+    /// Widths of the network.
+    #[arg(long, value_name = "N1,N2,N3,M", default_value = "30,40,50,150")]
+    pub widths: Numbers<4>,
+    /// Shape of the volume to segment.
+    #[arg(long, value_name = "X,Y,Z", default_value = "240,240,155")]
+    pub shape: Numbers<3>,
+    /// Updates or volumes to measure.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub repeats: u32,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value_t = Choice::Auto)]
+    pub device: Choice,
+    /// One JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `bench` can measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchOf {
+    /// One update: sampling, forward, backward, Adam.
+    Step,
+    /// One whole volume.
+    Infer,
+}
+
+/// Positive numbers separated by commas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbers<const N: usize>(pub [u32; N]);
+
+impl<const N: usize> FromStr for Numbers<N> {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{N} whole numbers from 1 to 512 are needed, separated by commas");
+        let list: Option<Vec<u32>> = text
+            .split(',')
+            .map(|part| part.trim().parse().ok().filter(|n| (1..=512).contains(n)))
+            .collect();
+        list.and_then(|list| list.try_into().ok()).map(Self).ok_or_else(wrong)
+    }
 }
 
 /// A split of a cohort, on the command line.

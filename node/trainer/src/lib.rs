@@ -2,6 +2,7 @@
 //! denies itself every socket that is not local (see [`sandbox`]).
 
 pub mod args;
+mod bench;
 pub mod cases;
 mod config;
 mod kept;
@@ -46,6 +47,7 @@ pub fn main() -> ExitCode {
         Command::Predict(args) => predict::run(&args),
         Command::ShowRecipe(args) => recipe::show(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::SelfTest(args) => self_test::run(&args),
     };
     match done {

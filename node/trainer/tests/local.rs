@@ -1,0 +1,90 @@
+//! Local work from outside: a recipe, a visit, its model, masks on the grid of their images.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+use rondo_imaging::nifti;
+use rondo_imaging::phantom::{Centre, SynthOptions, synthesise};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn trainer(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rondo-trainer"));
+    command.current_dir(folder).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The last JSON line.
+fn result(output: &Output) -> Value {
+    let lines = text(&output.stdout);
+    assert!(output.status.success(), "{lines}{}", text(&output.stderr));
+    let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!(last["event"], "result", "{last}");
+    last
+}
+
+#[test]
+fn a_visit_and_its_masks() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let options = SynthOptions {
+        train: 2,
+        validation: 1,
+        test: 1,
+        shape: [40, 44, 36],
+        ..SynthOptions::small(Centre::Usz)
+    };
+    synthesise(&here.join("cohort"), &options, &|_| {}).unwrap();
+    let recipe = "preset = \"paper\"\nwidths = [2, 3, 4, 6]\nepochs = 1\n";
+    std::fs::write(here.join("recipe.toml"), recipe).unwrap();
+    let train =
+        ["train", "--cohort", "cohort", "--recipe", "recipe.toml", "--json", "--device", "cpu"];
+    let first = result(&trainer(here, &[&train[..], &["--out", "first"]].concat()));
+    assert_eq!(
+        (&first["visit"]["cases"], &first["visit"]["dice_before"]),
+        (&2.into(), &Value::Null)
+    );
+    let again = result(&trainer(here, &[&train[..], &["--out", "again"]].concat()));
+    assert_eq!(first["model"], again["model"], "same seed, same device, same bytes");
+    let init = ["--out", "second", "--init", "first/model.safetensors", "--seed", "2"];
+    let second = result(&trainer(here, &[&train[..], &init].concat()));
+    assert!(
+        second["visit"]["dice_before"].is_f64() && second["visit"]["loss_last_epoch"]["kdl"] != 0.0
+    );
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(here.join("second/report.json")).unwrap()).unwrap();
+    assert_eq!(report["received"], first["model"]);
+
+    std::fs::remove_file(here.join("cohort/image/usz-0003.nii.gz")).unwrap();
+    let predict =
+        ["predict", "--model", "second/model.safetensors", "--cohort", "cohort", "--out", "masks"];
+    let done = trainer(here, &[&predict[..], &["--split", "all", "--probability"]].concat());
+    assert_eq!(done.status.code(), Some(3), "{}", text(&done.stdout));
+    assert!(text(&done.stdout).contains("case `usz-0003` is set aside"), "{}", text(&done.stdout));
+    let image = nifti::read_header(&here.join("cohort/image/usz-0004.nii.gz")).unwrap();
+    let mask = nifti::read_mask(&here.join("masks/usz-0004.nii.gz")).unwrap();
+    assert!(image.geometry.matches(mask.geometry()));
+    let map = nifti::read_image(&here.join("masks/probability/usz-0004.nii.gz")).unwrap();
+    let above = map.volume.data().map(|p| u8::from(*p > 0.5));
+    assert_eq!(&above, mask.data());
+}
+
+#[test]
+fn recipes_are_refused_with_every_problem() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = "preset = \"paper\"\nepochs = 0\nwat = 1\n";
+    std::fs::write(folder.path().join("bad.toml"), bad).unwrap();
+    let done = trainer(folder.path(), &["show-recipe", "--recipe", "bad.toml"]);
+    let said = text(&done.stderr);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(
+        said.contains("bad.toml") && said.contains("`epochs` is 0") && said.contains("`wat`"),
+        "{said}"
+    );
+    let shown = trainer(folder.path(), &["show-recipe", "--preset", "published"]);
+    assert!(text(&shown.stdout).contains("optimizer_on_arrival = \"carry\""));
+    let missing = trainer(folder.path(), &["show-recipe", "--recipe", "none.toml"]);
+    assert!(text(&missing.stderr).contains("none.toml"));
+}
