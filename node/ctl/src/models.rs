@@ -21,9 +21,14 @@ pub(crate) struct Parcel {
 /// Why a passport or checkpoint was refused, with its reason code.
 pub(crate) fn unverified(what: &str, error: &passport::Error) -> Failure {
     let code = error.code();
-    let text = format!(
-        "verifying {what}: {error} [{code}]. Do not use it; fetch it again from a site that holds it"
-    );
+    let advice = match error {
+        passport::Error::Weights(_) | passport::Error::Checkpoint(_) => {
+            "Do not use it; export it again from a site that holds it"
+        }
+        passport::Error::Site(_) => "Without the cards of all its sites nothing can be said of it",
+        _ => "Do not use it",
+    };
+    let text = format!("verifying {what}: {error} [{code}]. {advice}");
     Failure { reason: Some(code), ..Failure::new(Exit::Unverified, text) }
 }
 
@@ -91,7 +96,11 @@ pub(crate) fn paths(file: &Path) -> (PathBuf, PathBuf) {
 /// Reads a checkpoint file and the passport beside it.
 pub(crate) fn read(file: &Path) -> Result<Parcel, Failure> {
     let (weights, passport) = paths(file);
-    let passport = crate::daemon::read_file("the passport", &passport, PASSPORT_MAX_BYTES)?;
+    let passport = crate::daemon::read_file(
+        "the passport beside the checkpoint",
+        &passport,
+        PASSPORT_MAX_BYTES,
+    )?;
     let expected =
         promised_bytes(&passport).map_err(|e| unverified(&weights.display().to_string(), &e))?;
     // One byte more than promised is enough to see that the file is too long.

@@ -6,12 +6,16 @@ pub(crate) mod model;
 pub(crate) mod round;
 pub(crate) mod site;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+
+/// One line below the head, none between rows.
+const STYLE: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
 /// A table with a head; the columns named in `right` are aligned to the right.
 pub(crate) fn table(head: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(head);
+    table.load_style(STYLE).set_header(head);
     table.add_rows(rows);
     for column in right {
         if let Some(column) = table.column_mut(*column) {

@@ -106,7 +106,8 @@ fn stats_text(stats: &Stats) -> String {
         ]
     };
     let rows = stats.splits.iter().chain([&stats.total]).map(row).collect();
-    format!("{}\n{}", stats.name, table(&head, &(1..10).collect::<Vec<_>>(), rows))
+    let table = table(&head, &(1..10).collect::<Vec<_>>(), rows);
+    format!("{}\n{table}{}", stats.name, aside_text(&stats.set_aside))
 }
 
 fn check(file: &CohortFile, output: Output) -> Result<(), Failure> {
@@ -121,13 +122,17 @@ fn check(file: &CohortFile, output: Output) -> Result<(), Failure> {
 fn check_text(report: &CheckReport) -> String {
     let mut text =
         format!("{}: {} of {} cases can be used", report.name, report.usable.len(), report.cases);
-    for case in &report.set_aside {
-        text.push_str(&format!("\nset aside {} ({}): {}", case.id, case.split.name(), case.reason));
-    }
+    text.push_str(&aside_text(&report.set_aside));
     for notice in &report.notices {
         text.push_str(&format!("\nnote {}: {}", notice.id, notice.text));
     }
     text
+}
+
+/// The cases that were set aside, a line each, before them a line break.
+fn aside_text(cases: &[SetAside]) -> String {
+    let line = |c: &SetAside| format!("\nset aside {} ({}): {}", c.id, c.split.name(), c.reason);
+    cases.iter().map(line).collect()
 }
 
 /// The exit code says it too when cases were set aside.
@@ -135,8 +140,7 @@ fn aside(cases: &[SetAside]) -> Result<(), Failure> {
     if cases.is_empty() {
         return Ok(());
     }
-    let list: Vec<String> = cases.iter().map(|c| format!("{}: {}", c.id, c.reason)).collect();
-    let text = format!("{} case(s) were set aside:\n  {}", cases.len(), list.join("\n  "));
+    let text = format!("{} case(s) were set aside; the result says why", cases.len());
     Err(Failure::after_result(Exit::SetAside, text))
 }
 
@@ -150,9 +154,9 @@ mod tests {
     fn cases_set_aside_have_an_exit_code_of_their_own() {
         assert!(aside(&[]).is_ok());
         let case = SetAside { id: "c1".into(), split: Split::Train, reason: "it holds NaN".into() };
+        assert!(aside_text(std::slice::from_ref(&case)).contains("c1 (train): it holds NaN"));
         let failure = aside(&[case]).unwrap_err();
-        assert_eq!(failure.exit, Exit::SetAside);
-        assert!(failure.text.contains("c1: it holds NaN"));
+        assert_eq!((failure.exit, failure.after_result), (Exit::SetAside, true));
     }
 
     #[test]

@@ -6,15 +6,18 @@ use crate::daemon::read_file;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, line, on_terminal};
 use crate::render::follow::Follower;
-use crate::render::round::{round_json, round_text, rounds_text};
+use crate::render::round::{progress_text, round_json, round_text, rounds_text};
 use indicatif::{ProgressBar, ProgressStyle};
 use rondo::plan::Plan;
 use rondo::settings::SETTINGS_MAX_BYTES;
 use rondo_proto::control::{ListRoundsRequest, ProposeRoundRequest, RoundRequest, RoundView};
 use serde_json::json;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use tokio_stream::StreamExt as _;
 
+/// Longest silence about a training under way, where there is no terminal.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// Schema of a round.
 const SCHEMA: &str = "rondo.round/1";
 
@@ -87,9 +90,17 @@ async fn watch(name: &str, global: &Global, output: Output) -> Result<(), Failur
         ProgressBar::new_spinner().with_style(style)
     });
     let mut follower = Follower::default();
+    let mut said = Instant::now();
     while let Some(view) = views.next().await {
         let view = view.map_err(refused)?;
-        for text in follower.observe(&view) {
+        let mut news = follower.observe(&view);
+        if news.is_empty() && live.is_none() && said.elapsed() >= SILENCE_MAX {
+            news.extend(follower.running().map(progress_text));
+        }
+        if !news.is_empty() {
+            said = Instant::now();
+        }
+        for text in news {
             match &live {
                 Some(live) => live.println(text),
                 None if output.json => crate::output::note(&text),

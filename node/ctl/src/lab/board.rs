@@ -3,14 +3,19 @@
 
 use crate::output::{note, on_terminal};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// Longest silence where there is no terminal.
+const SILENCE_MAX_SECONDS: u64 = 20;
 /// How often the line below is redrawn.
 const REDRAW: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
 pub(crate) struct Board {
     start: Instant,
+    /// Seconds after the start at which something was said last.
+    said: AtomicU64,
     below: Option<ProgressBar>,
 }
 
@@ -23,22 +28,34 @@ impl Board {
             bar.enable_steady_tick(REDRAW);
             bar
         });
-        Self { start: Instant::now(), below }
+        Self { start: Instant::now(), said: AtomicU64::new(0), below }
     }
 
     /// A line that stays.
     pub(crate) fn say(&self, text: &str) {
-        let line = format!("[{:>4} s] {text}", self.start.elapsed().as_secs());
+        let at = self.start.elapsed().as_secs();
+        self.said.store(at, Ordering::Relaxed);
+        let line = format!("[{at:>4} s] {text}");
         match &self.below {
             Some(bar) => bar.suspend(|| note(&line)),
             None => note(&line),
         }
     }
 
-    /// What goes on now; only shown on a terminal.
+    /// What goes on now: always to be seen on a terminal, elsewhere said when it was quiet for long.
     pub(crate) fn now(&self, text: &str) {
-        if let Some(bar) = &self.below {
-            bar.set_message(text.to_owned());
+        match &self.below {
+            Some(bar) => bar.set_message(text.to_owned()),
+            None => {
+                let quiet = self
+                    .start
+                    .elapsed()
+                    .as_secs()
+                    .saturating_sub(self.said.load(Ordering::Relaxed));
+                if quiet >= SILENCE_MAX_SECONDS {
+                    self.say(text);
+                }
+            }
         }
     }
 

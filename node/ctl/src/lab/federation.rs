@@ -92,7 +92,6 @@ impl Federation<'_> {
         }
         let all = |view: &RoundView| view.approved_by.len() == view.sites.len();
         self.everywhere(&round, "not every approval reached", all).await?;
-        self.board.say("every site approved the plan");
         let started = proposer.start_round(RoundRequest { round: round.clone() }).await;
         started.map_err(|e| Failure::refused(&format!("starting the round at {name}"), &e))?;
         Ok(round)

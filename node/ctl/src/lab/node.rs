@@ -60,6 +60,7 @@ pub(crate) struct Setup<'a> {
 pub(crate) struct Node {
     pub(crate) site: SiteId,
     pub(crate) log: PathBuf,
+    trainer_log: PathBuf,
     socket: PathBuf,
     child: Child,
     group: Option<Pid>,
@@ -116,7 +117,8 @@ impl Node {
             .map_err(|e| programs::not_started(&program, &e))?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let socket = setup.runtime.join("control.sock");
-        Ok(Self { site: (*site).clone(), log, socket, child, group })
+        let trainer_log = home.join("trainer.log");
+        Ok(Self { site: (*site).clone(), log, trainer_log, socket, child, group })
     }
 
     /// A connection to the daemon, as its operator has it.
@@ -165,15 +167,15 @@ impl Node {
         self.failed(&programs::ended(status))
     }
 
-    /// A failure of this site, with the end of its log.
+    /// A failure of this site, with the ends of its logs.
     pub(crate) fn failed(&self, what: &str) -> Failure {
-        let text = format!(
-            "the node of {} {what}. The end of {}:\n{}",
-            self.site,
-            self.log.display(),
-            tail(&self.log)
-        );
-        Failure::new(Exit::RoundUnfinished, text)
+        let mut text = format!("the node of {} {what}", self.site);
+        for log in [&self.log, &self.trainer_log] {
+            if let Some(end) = tail(log) {
+                text.push_str(&format!(". The end of {}:\n{end}\n", log.display()));
+            }
+        }
+        Failure::new(Exit::RoundUnfinished, text.trim_end())
     }
 
     /// The most memory that daemon and trainer held so far.
@@ -233,21 +235,18 @@ pub(crate) fn free_ports(n: usize) -> Result<Vec<u16>, Failure> {
         .map_err(|e| Failure::storage("looking for free ports on loopback", &e))
 }
 
-/// The last lines of a log.
-fn tail(log: &Path) -> String {
+/// The last lines of a log; none if it is empty or not there.
+fn tail(log: &Path) -> Option<String> {
     let mut text = Vec::new();
-    let read = File::open(log).and_then(|mut file| {
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
-        file.take(TAIL_BYTES).read_to_end(&mut text)
-    });
-    if let Err(e) = read {
-        return format!("  (it cannot be read: {e})");
-    }
+    let mut file = File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).ok()?;
+    file.take(TAIL_BYTES).read_to_end(&mut text).ok()?;
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(TAIL_LINES);
-    lines.iter().skip(from).map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    let shown: Vec<String> = lines.iter().skip(from).map(|line| format!("  {line}")).collect();
+    (!shown.is_empty()).then(|| shown.join("\n"))
 }
 
 #[cfg(test)]
@@ -260,10 +259,10 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let text: String = (0..5000).map(|n| format!("line {n}\n")).collect();
         std::fs::write(file.path(), text).unwrap();
-        let tail = tail(file.path());
+        let tail = tail(file.path()).unwrap();
         assert_eq!(tail.lines().count(), TAIL_LINES);
         assert!(tail.ends_with("line 4999"), "{tail}");
-        assert!(super::tail(Path::new("/nowhere")).contains("cannot be read"));
+        assert_eq!(super::tail(Path::new("/nowhere")), None);
     }
 
     #[test]

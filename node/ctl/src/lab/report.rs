@@ -202,6 +202,11 @@ impl Report {
                 text.push('\n');
             }
         }
+        if let Some(last) = self.evaluations.last() {
+            text.push_str("\nFinal model with predictions outside the brain removed\n");
+            text.push_str(&in_brain_table(&last.sets));
+            text.push('\n');
+        }
         text.push_str(&format!(
             "\nPassport of the final model {}: verified, {} visits\n{}\n",
             short(&self.last.weights),
@@ -243,6 +248,12 @@ impl Report {
         });
         pooled_table(&["model", "test set"], rows.collect())
     }
+}
+
+fn in_brain_table(sets: &[TestSet]) -> String {
+    let rows =
+        sets.iter().filter_map(|set| Some((vec![set.site.clone()], set.pooled_in_brain.as_ref()?)));
+    pooled_table(&["test set"], rows.collect())
 }
 
 /// The received and the trained model of a visit; a fresh start has no received one.
