@@ -57,8 +57,8 @@ unused: $(MACHETE)
 provision-test:
 	cd deploy/libtorch && $(PYTHON) -B -m unittest
 
-bench: build ## How fast this machine trains, infers and samples
-	for what in step infer sample; do $(BIN)/rondo-trainer bench $$what --json; done
+bench: build ## How fast this machine trains and segments (full network)
+	for what in step infer; do $(BIN)/rondo-trainer bench $$what --json; done
 
 libtorch: ## libtorch 2.9.0 from LIBTORCH, the cache, or the network (the kit linked now, else CPU)
 	$(call provision,)

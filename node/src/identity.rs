@@ -5,8 +5,10 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rondo::envelope::{self, Envelope, SigningKey};
 use rondo::ids::{Digest, SiteId};
 use rondo::trust::{self, SiteCard};
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -163,6 +165,11 @@ impl Identity {
         {
             return Err(damaged(CARD, "it does not belong to the keys beside it".to_owned()));
         }
+        aws_lc_rs::sign::any_supported_type(&tls_key)
+            .and_then(|key| CertifiedKey::new(vec![tls_certificate.clone()], key).keys_match())
+            .map_err(|e| {
+                damaged(TLS_KEY, format!("it is not the key of {TLS_CERTIFICATE} ({e})"))
+            })?;
         Ok(Self { signing, tls_key, tls_certificate, card, own })
     }
 }
@@ -215,7 +222,7 @@ mod tests {
         assert!(matches!(Identity::load(home.path()), Err(Error::Mode { mode: 0o640, .. })));
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(Identity::load(home.path()).unwrap().own, made.own);
-        for name in [SIGNING_KEY, TLS_CERTIFICATE, CARD] {
+        for name in [SIGNING_KEY, TLS_KEY, TLS_CERTIFICATE, CARD] {
             let path = home.path().join(name);
             let good = fs::read(&path).unwrap();
             durable::write(&path, &good[..good.len() / 2], Mode::Private).unwrap();

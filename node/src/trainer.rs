@@ -92,10 +92,7 @@ impl TrainerHub {
             }
             free
         });
-        fresh.then(|| {
-            self.set_problem(String::new());
-            inbox
-        })
+        fresh.then_some(inbox)
     }
 
     /// The trainer went away; what it worked on has not happened.
@@ -253,10 +250,18 @@ impl TrainerHub {
 
     /// Starts the configured trainer and starts it again whenever it ends, until dropped.
     pub async fn supervise(self, config: &Config) {
-        let Some((program, arguments)) = config.trainer_command.split_first() else { return };
+        let Some((program, arguments)) = config.trainer_command.split_first() else {
+            let socket = config.trainer_socket.display();
+            self.set_problem(format!("none is attached; start `rondo-trainer serve --socket {socket} --config trainer.toml`, or let `[trainer] command` in node.toml start it"));
+            return;
+        };
         let program = beside_this_program(program);
         let log = config.home.join("trainer.log");
         let mut pause = RESTART_MIN;
+        self.set_problem(format!(
+            "it was started and has not reported yet; its log is {}",
+            log.display()
+        ));
         loop {
             let begun = Instant::now();
             let ended = match start(&program, arguments, &log) {
