@@ -12,6 +12,11 @@ const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE_TYPE: &str = "urn:rondo:manifest:v1";
 const SUBJECT: &str = "checkpoint.safetensors";
 
+/// Longest name of a software or filter: a name, not a place for text.
+const NAME_MAX_BYTES: usize = 64;
+/// Most filters of one update.
+const FILTERS_MAX: usize = 8;
+
 /// Why a manifest was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -156,6 +161,18 @@ impl Manifest {
             return Err(Error::Malformed("it is not a statement about one checkpoint".to_owned()));
         }
         manifest.weights.check()?;
+        let name = |text: &String| {
+            text.len() <= NAME_MAX_BYTES
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b" .-+".contains(&b))
+        };
+        if !name(&manifest.software)
+            || manifest.filters.len() > FILTERS_MAX
+            || !manifest.filters.iter().all(name)
+        {
+            return Err(Error::Malformed(
+                "the name of its software or of a filter is no name".to_owned(),
+            ));
+        }
         Ok(manifest)
     }
 }

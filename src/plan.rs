@@ -2,8 +2,10 @@
 
 use crate::checkpoint::Layout;
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
+use crate::passport::PASSPORT_MAX_BYTES;
 use crate::recipe::{Method, Recipe};
 use crate::settings::{self, Problems, Table};
+use crate::transfer::{CHUNK_MIN_BYTES, CHUNKS_MAX};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -14,6 +16,10 @@ pub const SITES_MAX: usize = 64;
 pub const CYCLES_MAX: u32 = 100;
 /// Largest plan in canonical form.
 pub const PLAN_MAX_BYTES: usize = 64 * 1024;
+/// Size of one hop of a passport, without its chunk table.
+const HOP_BYTES: u64 = 3072;
+/// Size of one chunk's digest in a passport: hexadecimal, quoted, in base64.
+const HOP_CHUNK_BYTES: u64 = 90;
 /// Format of the canonical form.
 const PLAN_VERSION: u32 = 1;
 
@@ -167,6 +173,16 @@ impl Plan {
         if self.topology == Topology::Swt && self.cycles != 1 {
             list.push("`cycles` must be 1 with topology swt; choose cwt for more".to_owned());
         }
+        let possible = self.recipe.architecture.is_possible();
+        let hop = if !possible {
+            0
+        } else {
+            HOP_BYTES
+                + HOP_CHUNK_BYTES * (self.layout().len() / CHUNK_MIN_BYTES).min(CHUNKS_MAX as u64)
+        };
+        if u64::from(self.visit_count()).saturating_mul(hop) > PASSPORT_MAX_BYTES as u64 / 2 {
+            list.push("there are so many visits that the passport would grow too large; plan several rounds".to_owned());
+        }
         if !matches!(self.recipe.method, Method::Tl | Method::Lwf) {
             list.push(format!(
                 "method {} cannot run among sites; choose tl or lwf",
@@ -297,6 +313,10 @@ epochs = 3
         );
         let twice = THREE_SITES.replace("stanford", "uker");
         assert!(Plan::from_toml(&twice, 1).unwrap_err().to_string().contains("names uker twice"));
+        let wide = THREE_SITES
+            .replace("cycles = 2", "cycles = 100")
+            .replace("[4, 6, 8, 12]", "[512, 512, 512, 512]");
+        assert!(Plan::from_toml(&wide, 1).unwrap_err().to_string().contains("plan several rounds"));
         let mixed = format!("{THREE_SITES}method = \"mixed\"\n");
         assert!(Plan::from_toml(&mixed, 1).unwrap_err().to_string().contains("choose tl or lwf"));
     }

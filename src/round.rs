@@ -15,7 +15,7 @@ pub use effect::Effect;
 pub use event::Event;
 pub use receipt::{Receipt, ReceiptBody, StallReason};
 pub use state::{Round, RoundPhase, SiteState, Visit, VisitPhase};
-pub use step::{OPEN_ROUNDS_MAX, RECEIPTS_MAX, Refusal, step};
+pub use step::{OPEN_ROUNDS_MAX, PROPOSALS_MAX, Refusal, step};
 
 #[cfg(test)]
 mod tests;

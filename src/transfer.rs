@@ -166,6 +166,13 @@ impl Receiving {
         self.table.range(index)
     }
 
+    /// Whether chunk `index` has to be sent; true for what does not exist, which `accept` refuses.
+    #[must_use]
+    pub fn is_missing(&self, index: u64) -> bool {
+        let have = usize::try_from(index).ok().and_then(|i| self.have.get(i));
+        have != Some(&true)
+    }
+
     /// Indices of the chunks that are still missing.
     #[must_use]
     pub fn missing(&self) -> Vec<u32> {

@@ -42,6 +42,9 @@ pub enum Error {
         "{0} is already in the roster with other keys; revoke that entry first if the new card is genuine"
     )]
     OtherKeys(SiteId),
+    /// A key that belongs to another site.
+    #[error("the card of {0} names a key of {1}; a key belongs to one site")]
+    SharedKey(SiteId, SiteId),
     /// Too many peers.
     #[error("the roster is full ({PEERS_MAX} peers)")]
     Full,
@@ -177,6 +180,12 @@ impl Roster {
     /// [`Error::OtherKeys`] or [`Error::Full`], or what is wrong with the card.
     pub fn add(&mut self, signed: Envelope) -> Result<(), Error> {
         let card = SiteCard::open(&signed)?;
+        let same_key =
+            |p: &&Peer| p.card.tls_key == card.tls_key || p.card.signing_key == card.signing_key;
+        let others = self.peers.values().filter(|p| !p.revoked && p.card.site != card.site);
+        if let Some(other) = others.clone().find(same_key) {
+            return Err(Error::SharedKey(card.site, other.card.site.clone()));
+        }
         match self.peers.get(&card.site) {
             Some(known) if !known.revoked && known.card.fingerprint() != card.fingerprint() => {
                 return Err(Error::OtherKeys(card.site));
@@ -258,8 +267,14 @@ pub(crate) mod tests {
         let mut roster = Roster::default();
         roster.add(good.sign(&a).unwrap()).unwrap();
         roster.add(good.sign(&a).unwrap()).unwrap();
+        let thief = SiteCard { tls_key: good.tls_key, ..card("usz", &b) };
+        let stolen = roster.add(thief.sign(&b).unwrap());
+        assert_eq!(stolen, Err(Error::SharedKey(thief.site, good.site.clone())));
         let impostor = card("uker", &b);
-        assert_eq!(roster.add(impostor.sign(&b).unwrap()), Err(Error::OtherKeys(good.site.clone())));
+        assert_eq!(
+            roster.add(impostor.sign(&b).unwrap()),
+            Err(Error::OtherKeys(good.site.clone()))
+        );
         assert!(roster.trusted(&"usz".parse().unwrap()).is_err());
         assert_eq!(roster.by_tls_key(&good.tls_key), Some(&good));
         roster.revoke(&good.site).unwrap();

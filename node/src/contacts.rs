@@ -17,6 +17,8 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 /// A connection that is not there after this long is tried again later.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest problem that is kept and shown.
+const PROBLEM_MAX: usize = 300;
 /// HTTP/2 windows: fast links with latency need tens of MiB in flight.
 pub const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
 /// As [`STREAM_WINDOW`], for all streams of a connection.
@@ -85,7 +87,8 @@ impl Contacts {
                 contact.last = unix_now();
                 String::new()
             }
-            Err(e) => e.to_string(),
+            // A peer's own words may be in it, and they end in a terminal.
+            Err(e) => e.to_string().chars().filter(|c| !c.is_control()).take(PROBLEM_MAX).collect(),
         };
         let new = !problem.is_empty() && contact.problem != problem;
         contact.problem = problem;

@@ -6,6 +6,7 @@ use rondo::envelope::{self, Envelope};
 use rondo::ids::{RoundId, SiteId};
 use rondo::round::{Event, Receipt, ReceiptBody, Refusal, SiteState, step};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -50,17 +51,22 @@ pub fn unix_now() -> u64 {
 }
 
 impl Daemon {
-    /// Takes over journal and state, which already hold the site's own card.
+    /// Takes over journal and state, which already hold the site's own card. The thread ends, and
+    /// with it the journal is closed in order, when the last handle is dropped.
     #[must_use]
-    pub fn start(journal: Journal, state: SiteState, identity: Arc<Identity>) -> Self {
+    pub fn start(
+        journal: Journal,
+        state: SiteState,
+        identity: Arc<Identity>,
+    ) -> (Self, JoinHandle<()>) {
         let site = identity.own.site.clone();
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (publish, states) = watch::channel(Arc::new(state));
         let (count, records) = watch::channel(journal.len());
         let owner = Owner { journal, identity, publish, count };
-        // SQLite blocks, so the owner has a thread of its own; it ends with the last handle.
-        std::thread::spawn(move || owner.run(inbox));
-        Self { commands, states, site, records }
+        // SQLite blocks, so the owner has a thread of its own.
+        let thread = std::thread::spawn(move || owner.run(inbox));
+        (Self { commands, states, site, records }, thread)
     }
 
     /// This site.

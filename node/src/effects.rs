@@ -18,6 +18,7 @@ use rondo_proto::peer::{Chunk, Offer, OfferAnswer, ReceiptBatch, offer_answer::A
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
@@ -25,10 +26,12 @@ use tonic::transport::Channel;
 const RETRY_MIN: Duration = Duration::from_millis(250);
 /// Longest pause after a failure. An effect is never given up: a peer may be away for days.
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Ended workers that wait to be noticed.
-const ENDINGS: usize = 16;
+/// Pause after a failure that the same cases and the same seed will give again.
+const HOPELESS_PAUSE: Duration = Duration::from_secs(600);
 /// Failures of a visit before all sites are told that it stalls.
 const STALL_AFTER: u32 = 3;
+/// A chunk may take this long; what arrived in time is kept, so the next attempt goes on from there.
+pub const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
 /// An answer to a single message must come within this time; transfers have no such limit.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -45,6 +48,21 @@ pub struct Workers {
     pub hub: TrainerHub,
     /// How calls went.
     pub contacts: Contacts,
+}
+
+/// How an attempt at an effect went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Failed,
+    /// It will fail again until something else changes.
+    Hopeless,
+}
+
+impl From<bool> for Outcome {
+    fn from(done: bool) -> Self {
+        if done { Self::Done } else { Self::Failed }
+    }
 }
 
 /// Who works on an effect; deliveries to a peer are one worker however many receipts there are.
@@ -68,7 +86,8 @@ impl Workers {
     pub async fn run(self) {
         let mut states = self.daemon.states();
         let mut workers: BTreeMap<Key, Worker> = BTreeMap::new();
-        let (ended, mut endings) = tokio::sync::mpsc::channel(ENDINGS);
+        let (ended, mut endings) = mpsc::unbounded_channel();
+        let mut generation = 0_u64;
         loop {
             let effects = states.borrow_and_update().effects();
             let outstanding: BTreeMap<Key, Effect> =
@@ -76,17 +95,24 @@ impl Workers {
             workers.retain(|key, _| outstanding.contains_key(key));
             for (key, effect) in outstanding {
                 workers.entry(key.clone()).or_insert_with(|| {
-                    let (this, ended) = (self.clone(), ended.clone());
-                    Worker(tokio::spawn(async move {
+                    generation += 1;
+                    let ending = Ending { key, generation, ended: ended.clone() };
+                    let this = self.clone();
+                    let task = tokio::spawn(async move {
+                        let _ending = ending;
                         this.work(effect).await;
-                        let _ = ended.send(key).await;
-                    }))
+                    });
+                    Worker { generation, task }
                 });
             }
             tokio::select! {
                 changed = states.changed() => if changed.is_err() { break },
                 // A worker that ended may have been asked for again in the same moment.
-                Some(key) = endings.recv() => drop(workers.remove(&key)),
+                Some((key, generation)) = endings.recv() => {
+                    if workers.get(&key).is_some_and(|w| w.generation == generation) {
+                        workers.remove(&key);
+                    }
+                }
             }
         }
     }
@@ -98,17 +124,21 @@ impl Workers {
         loop {
             let outcome = match &effect {
                 Effect::DeliverReceipts { round, to, from } => {
-                    self.deliver(*round, to, *from).await
+                    self.deliver(*round, to, *from).await.into()
                 }
                 Effect::HandOver { round, visit, weights, to } => {
-                    self.hand_over(*round, *visit, *weights, to).await
+                    self.hand_over(*round, *visit, *weights, to).await.into()
                 }
                 Effect::Train { round, visit, received } => {
                     self.train(*round, *visit, *received, failures).await
                 }
             };
-            failures = if outcome { 0 } else { failures.saturating_add(1) };
-            let pause = RETRY_MAX.min(RETRY_MIN * 2_u32.saturating_pow(failures.min(16)));
+            failures = if outcome == Outcome::Done { 0 } else { failures.saturating_add(1) };
+            let pause = match outcome {
+                Outcome::Hopeless => HOPELESS_PAUSE,
+                _ => RETRY_MAX.min(RETRY_MIN * 2_u32.saturating_pow(failures.min(16))),
+            };
+            let outcome = outcome == Outcome::Done;
             let mut states = self.daemon.states();
             if !outcome {
                 tokio::time::sleep(pause).await;
@@ -137,25 +167,35 @@ impl Workers {
     }
 
     async fn deliver(&self, round: RoundId, to: &SiteId, from: u32) -> bool {
-        let state = self.daemon.state();
-        let told = state.rounds().get(&round).and_then(|r| r.receipts.get(self.daemon.site()));
-        let skip = from.saturating_sub(1) as usize;
-        let batch = told.into_iter().flatten().skip(skip).take(BATCH_MAX).map(Envelope::to_json);
-        let batch = ReceiptBatch { round: round.as_bytes().to_vec(), receipts: batch.collect() };
-        let outcome = async {
-            let mut peer = connect(&self.identity, &self.daemon, to).await?;
-            let answer = call(to, peer.deliver_receipts(batch)).await?;
-            Ok(answer.number)
-        };
-        let Some(number) = self.noted(to, outcome.await) else { return false };
-        let event = Event::Delivered { round, to: to.clone(), number };
-        match self.daemon.adopt(event).await {
-            // A peer that is not further than before is asked again after a pause.
-            Ok(()) => number >= from,
-            Err(e) => {
-                tracing::warn!(peer = %to, "recording a delivery: {e}");
-                false
+        let mut from = from;
+        loop {
+            let state = self.daemon.state();
+            let told = state.rounds().get(&round).and_then(|r| r.receipts.get(self.daemon.site()));
+            let skip = from.saturating_sub(1) as usize;
+            let batch =
+                told.into_iter().flatten().skip(skip).take(BATCH_MAX).map(Envelope::to_json);
+            let batch =
+                ReceiptBatch { round: round.as_bytes().to_vec(), receipts: batch.collect() };
+            let outcome = async {
+                let mut peer = connect(&self.identity, &self.daemon, to).await?;
+                let answer = call(to, peer.deliver_receipts(batch)).await?;
+                Ok(answer.number)
+            };
+            let Some(number) = self.noted(to, outcome.await) else { return false };
+            if number.saturating_add(1) < from {
+                // The peer lost what it had, perhaps with its disk: it is told again.
+                from = number + 1;
+                continue;
             }
+            let event = Event::Delivered { round, to: to.clone(), number };
+            return match self.daemon.adopt(event).await {
+                // A peer that is not further than before is asked again after a pause.
+                Ok(()) => number >= from,
+                Err(e) => {
+                    tracing::warn!(peer = %to, "recording a delivery: {e}");
+                    false
+                }
+            };
         }
     }
 
@@ -231,7 +271,13 @@ impl Workers {
                         })
                     })
                     .collect();
-                let sent = peer.send_chunks(tokio_stream::iter(chunks)).await;
+                let sent = tokio::time::timeout(
+                    ANSWER_TIMEOUT
+                        + CHUNK_PATIENCE * u32::try_from(chunks.len()).unwrap_or(u32::MAX),
+                    peer.send_chunks(tokio_stream::iter(chunks)),
+                );
+                let slow = || tonic::Status::deadline_exceeded("the transfer made no progress");
+                let sent = sent.await.unwrap_or_else(|_| Err(slow()));
                 sent.map_err(|status| refused(to, status))?.into_inner().answer
             }
             answer => answer,
@@ -248,9 +294,9 @@ impl Workers {
         visit: VisitNo,
         received: Option<Digest>,
         failures: u32,
-    ) -> bool {
+    ) -> Outcome {
         let state = self.daemon.state();
-        let Some(known) = state.rounds().get(&round) else { return false };
+        let Some(known) = state.rounds().get(&round) else { return Outcome::Failed };
         let plan = &known.plan;
         let assignment = Assignment {
             round,
@@ -259,17 +305,14 @@ impl Workers {
             recipe: plan.recipe.clone(),
             received,
         };
-        let begin = async || {
-            let training = self
-                .daemon
-                .state()
-                .rounds()
-                .get(&round)
-                .and_then(|r| r.visit(visit).map(|v| v.training && v.stalled.is_none()));
-            if training == Some(true) {
-                return true;
-            }
-            self.daemon.tell(round, ReceiptBody::Training { visit }).await.is_ok()
+        let known = || {
+            let state = self.daemon.state();
+            let visit = state.rounds().get(&round)?.visit(visit)?;
+            Some((visit.training, visit.stalled))
+        };
+        let begin = async || match known() {
+            Some((true, _)) => true,
+            _ => self.daemon.tell(round, ReceiptBody::Training { visit }).await.is_ok(),
         };
         tracing::info!(round = round.short(), visit = visit.0, "this site's turn");
         let told = match self.hub.train(assignment, begin).await {
@@ -277,7 +320,7 @@ impl Workers {
             Err(reason) => Err(reason),
         };
         match told {
-            Ok(()) => true,
+            Ok(()) => Outcome::Done,
             Err(reason) => {
                 tracing::warn!(
                     round = round.short(),
@@ -285,10 +328,12 @@ impl Workers {
                     ?reason,
                     "visit not finished; trying again"
                 );
-                if failures + 1 == STALL_AFTER {
+                let hopeless = matches!(reason, StallReason::Cohort | StallReason::Diverged);
+                let long = failures + 1 >= STALL_AFTER || hopeless;
+                if long && known().is_some_and(|(_, stalled)| stalled != Some(reason)) {
                     let _ = self.daemon.tell(round, ReceiptBody::Stalled { visit, reason }).await;
                 }
-                false
+                if hopeless { Outcome::Hopeless } else { Outcome::Failed }
             }
         }
     }
@@ -333,11 +378,27 @@ impl Workers {
 }
 
 /// A worker that ends when it is dropped.
-struct Worker(JoinHandle<()>);
+struct Worker {
+    generation: u64,
+    task: JoinHandle<()>,
+}
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
+    }
+}
+
+/// Tells that a worker ended, in whatever way. There are no more endings than there were workers.
+struct Ending {
+    key: Key,
+    generation: u64,
+    ended: mpsc::UnboundedSender<(Key, u64)>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _ = self.ended.send((self.key.clone(), self.generation));
     }
 }
 

@@ -106,10 +106,8 @@ impl Identity {
     /// # Errors
     /// If there is an identity already, or a file cannot be written; no private key leaves the folder.
     pub fn create(home: &Path, new: &NewSite) -> Result<Self, Error> {
+        Self::refuse_existing(home)?;
         let keys = home.join("keys");
-        if home.join(CARD).exists() || keys.exists() {
-            return Err(Error::Exists(keys));
-        }
         let made = |source, path: &Path| Error::Write { path: path.to_owned(), source };
         for folder in [home, &keys] {
             fs::DirBuilder::new()
@@ -142,6 +140,15 @@ impl Identity {
         };
         write(CARD, &card.sign(&key)?.to_json(), Mode::Public)?;
         Self::load(home)
+    }
+
+    /// Whether `home` is free for a new identity.
+    ///
+    /// # Errors
+    /// [`Error::Exists`].
+    pub fn refuse_existing(home: &Path) -> Result<(), Error> {
+        let keys = home.join("keys");
+        if home.join(CARD).exists() || keys.exists() { Err(Error::Exists(keys)) } else { Ok(()) }
     }
 
     /// Reads keys and card, and checks that they belong together.

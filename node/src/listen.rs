@@ -11,7 +11,7 @@ use rondo_proto::peer::peer_server::PeerServer;
 use rondo_proto::trainer::trainer_link_server::TrainerLinkServer;
 use rustls::ServerConfig;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ use tonic::transport::server::Connected;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at the same time.
 const HANDSHAKES_MAX: usize = 64;
+/// Calls at the same time on one connection of a peer.
+const STREAMS_MAX: u32 = 8;
 /// Longest path of a unix socket on Linux.
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -89,6 +91,8 @@ pub async fn peers(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .max_concurrent_streams(Some(STREAMS_MAX))
+        .concurrency_limit_per_connection(STREAMS_MAX as usize)
         .add_service(service)
         .serve_with_incoming(ReceiverStream::new(connections));
     tokio::select! {
@@ -189,11 +193,15 @@ pub fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
             )
         })?;
     }
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(e).with_context(|| format!("removing the old socket {shown}"));
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            anyhow::bail!(
+                "{shown} is not a socket but another file; choose another socket in node.toml"
+            );
         }
-        _ => {}
+        Ok(_) => std::fs::remove_file(path)
+            .with_context(|| format!("removing the old socket {shown}"))?,
+        Err(_) => {}
     }
     let listener = UnixListener::bind(path).with_context(|| {
         format!("opening the socket {shown}; its folder must be writable for this user")

@@ -41,7 +41,7 @@ impl From<store::Error> for Status {
             store::Error::Io { .. } => Code::ResourceExhausted,
             store::Error::Absent(_) => Code::NotFound,
             store::Error::Damaged { .. } => Code::DataLoss,
-            store::Error::Transfer(_) => Code::InvalidArgument,
+            store::Error::Transfer(_) | store::Error::Repeated(_) => Code::InvalidArgument,
         };
         Self::new(code, e.to_string())
     }

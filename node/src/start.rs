@@ -20,9 +20,11 @@ use rustix::fs::{FlockOperation, flock};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::IsTerminal as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -35,6 +37,9 @@ const EXIT_JOURNAL: u8 = 12;
 /// Exit code when a socket or port cannot be used, or another daemon runs.
 const EXIT_SOCKET: u8 = 13;
 
+/// How long a stop waits for what hangs.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let outcome = match arguments.command {
         Command::Init(init) => make_site(&init),
@@ -44,10 +49,23 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            eprintln!("error: {}", sentence(&e));
             ExitCode::from(exit_code(&e))
         }
     }
+}
+
+/// The chain of an error; a cause that the text before it names already is not named again.
+fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        if text.is_empty() {
+            cause
+        } else if text.contains(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -77,11 +95,18 @@ fn make_site(init: &Init) -> anyhow::Result<()> {
         now: unix_now(),
         valid_days: init.valid_days,
     };
-    let identity = Identity::create(home, &new)?;
+    Identity::refuse_existing(home)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(home)
+        .with_context(|| format!("creating {}", home.display()))?;
+    // The configuration comes first: keys are never left without it.
     let path = home.join(config::FILE);
     durable::write(&path, configuration(init)?.as_bytes(), Mode::Private)
         .with_context(|| format!("writing {}", path.display()))?;
     Config::load(home)?;
+    let identity = Identity::create(home, &new)?;
     let card = home.join(identity::CARD);
     let fingerprint = identity.own.fingerprint();
     let text = if init.json {
@@ -148,6 +173,8 @@ fn serve(run: &Run) -> anyhow::Result<()> {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
 
+    // What the daemon makes is for its own user alone, sockets and SQLite's files included.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let home = &run.home.home;
     let config = Config::load(home)?;
     let identity = Arc::new(Identity::load(home)?);
@@ -161,15 +188,20 @@ fn serve(run: &Run) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("starting the runtime")?;
+    let (daemon, journal_thread) = Daemon::start(journal, state, identity.clone());
     let ended = runtime.block_on(async {
-        let daemon = Daemon::start(journal, state, identity.clone());
         tokio::select! {
             ended = live(&config, identity, daemon, store) => ended,
             () = stop_requested(run.until_stdin_closes) => Ok(()),
         }
     });
     // Bounded, so that a write that hangs on a broken disk does not hold the stop up for ever.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    runtime.shutdown_timeout(STOP_PATIENCE);
+    // Every handle is gone with the runtime; what was being written is written first.
+    let begun = Instant::now();
+    while !journal_thread.is_finished() && begun.elapsed() < STOP_PATIENCE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     tracing::info!("stopped");
     drop(lock);
     ended

@@ -34,6 +34,9 @@ pub enum Error {
         /// What it is now.
         found: Digest,
     },
+    /// A chunk that nobody asked for.
+    #[error("chunk {0} was not asked for; only missing chunks may be sent")]
+    Repeated(u32),
     /// A chunk was refused.
     #[error(transparent)]
     Transfer(#[from] transfer::Error),
@@ -86,7 +89,8 @@ impl Store {
     /// If they could not be written; then nothing is there.
     pub fn put(&self, bytes: &[u8]) -> Result<Digest, Error> {
         let digest = Digest::of(bytes);
-        if !self.has(digest) {
+        // What lies there is read, so that damage is healed by whoever has the bytes again.
+        if self.get(digest).is_err() {
             let path = self.path(digest);
             durable::write(&path, bytes, Mode::Private).map_err(|source| Error::Io {
                 what: "storing a checkpoint in",
@@ -173,6 +177,9 @@ impl Incoming {
     /// # Errors
     /// A refused chunk by its digest and index, or what the disk said.
     pub fn accept(&mut self, index: u32, data: &[u8]) -> Result<(), Error> {
+        if !self.receiving.is_missing(u64::from(index)) {
+            return Err(Error::Repeated(index));
+        }
         let range = self.receiving.accept(u64::from(index), data)?;
         self.file.write_all_at(data, range.start).map_err(|source| Error::Io {
             what: "writing",

@@ -20,6 +20,9 @@ const RESTART_MIN: Duration = Duration::from_secs(1);
 /// Longest pause before an ended trainer is started again.
 const RESTART_MAX: Duration = Duration::from_secs(60);
 
+/// A visit waits this long for a trainer before it counts as a failed attempt.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(60);
+
 /// One visit's work.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Assignment {
@@ -148,9 +151,10 @@ impl TrainerHub {
     {
         let _turn = self.turn.lock().await;
         let mut attached = self.attached.subscribe();
-        let trainer = match attached.wait_for(Option::is_some).await {
-            Ok(trainer) => trainer.clone(),
-            Err(_) => None,
+        let waited = tokio::time::timeout(ATTACH_PATIENCE, attached.wait_for(Option::is_some));
+        let trainer = match waited.await {
+            Ok(Ok(trainer)) => trainer.clone(),
+            _ => None,
         }
         .ok_or(StallReason::TrainerAbsent)?;
         if !begin().await {

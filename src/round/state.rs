@@ -23,7 +23,7 @@ pub struct SiteState {
 pub enum RoundPhase {
     /// Some sites have not approved yet.
     Proposed,
-    /// All approved; nobody started it yet.
+    /// All approved, and no site's start has arrived yet.
     Approved,
     /// Under way.
     Running,
@@ -80,6 +80,8 @@ impl Visit {
 pub struct Round {
     /// The plan.
     pub plan: Plan,
+    /// The site that brought it here.
+    pub proposer: SiteId,
     /// Each site's receipts in order; the round's history.
     pub receipts: BTreeMap<SiteId, Vec<Envelope>>,
     /// Approvals by site.
@@ -126,7 +128,7 @@ impl SiteState {
 }
 
 impl Round {
-    pub(super) fn new(plan: Plan) -> Self {
+    pub(super) fn new(plan: Plan, proposer: SiteId) -> Self {
         let visits = (1..=plan.visit_count())
             .map(|n| Visit {
                 number: VisitNo(n),
@@ -138,6 +140,7 @@ impl Round {
             .collect();
         Self {
             plan,
+            proposer,
             receipts: BTreeMap::new(),
             approvals: BTreeMap::new(),
             started: false,

@@ -4,16 +4,26 @@ use super::event::Event;
 use super::receipt::{Receipt, ReceiptBody};
 use super::state::{Round, RoundPhase, SiteState};
 use crate::envelope::{self, Envelope};
-use crate::ids::{RoundId, SiteId, VisitNo};
+use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::manifest::{self, Manifest};
 use crate::passport::{self, verify_hop};
 use crate::plan::{self, Plan};
 use crate::trust::{self, SiteCard};
 
-/// Rounds that a site keeps open at most, so that a peer cannot fill its journal with plans.
+/// Open rounds of a site at most.
 pub const OPEN_ROUNDS_MAX: usize = 64;
-/// Receipts that one site may make in one round, so that a peer cannot fill a journal.
-pub const RECEIPTS_MAX: usize = 10_000;
+/// Plans of one peer that wait for this site's approval at most.
+pub const PROPOSALS_MAX: usize = 8;
+
+/// Receipts that one site may make in one round, so that a peer cannot fill a journal; what only
+/// tells of attempts has half of it, so that a contribution always fits.
+fn receipts_max(round: &Round, body: &ReceiptBody) -> usize {
+    let all = 64 + 16 * round.visits.len();
+    match body {
+        ReceiptBody::Training { .. } | ReceiptBody::Stalled { .. } => all / 2,
+        _ => all,
+    }
+}
 
 /// Why an event was not adopted; nothing changed then.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -145,6 +155,7 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
     if !round.plan.sites.contains(&site) {
         return Err(Refusal::NotInRound { site, round: id });
     }
+    let limit = receipts_max(round, &body);
     let told = round.receipts.entry(site.clone()).or_default();
     if let Some(known) = (number as usize).checked_sub(1).and_then(|i| told.get(i)) {
         // ECDSA signatures differ each time, so what was said is compared, not its signature.
@@ -155,7 +166,11 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
     if number != expected {
         return Err(Refusal::Order { site, expected, found: number });
     }
-    if told.len() >= RECEIPTS_MAX {
+    let first_only = matches!(body, ReceiptBody::Proposed { .. }) && number != 1;
+    if first_only {
+        return Err(Refusal::Phase("a plan is proposed first of all, once"));
+    }
+    if told.len() >= limit {
         return Err(Refusal::Limit("a site made too many receipts in one round"));
     }
     match body {
@@ -203,13 +218,13 @@ fn propose(
     plan: &str,
     own: &SiteId,
 ) -> Result<(), Refusal> {
+    if Digest::of(plan.as_bytes()) != id {
+        return Err(Refusal::Phase("the round is not named after its plan"));
+    }
     if state.rounds.contains_key(&id) {
         return Ok(());
     }
     let plan = Plan::from_canonical(plan.as_bytes())?;
-    if plan.round() != id {
-        return Err(Refusal::Phase("the round is not named after its plan"));
-    }
     for site in [by, own] {
         if !plan.sites.contains(site) {
             return Err(Refusal::NotInRound { site: site.clone(), round: id });
@@ -218,11 +233,19 @@ fn propose(
     for site in &plan.sites {
         state.roster.trusted(site)?;
     }
-    let open = state.rounds.values().filter(|r| r.phase() != RoundPhase::Finished).count();
-    if open >= OPEN_ROUNDS_MAX {
-        return Err(Refusal::Limit("too many open rounds at this site"));
+    // A plan that this site did not approve counts against whoever brought it, not against the site.
+    let open = |r: &&Round| r.phase() != RoundPhase::Finished;
+    let approved = |r: &&Round| r.approvals.contains_key(own);
+    let (taken, limit) = if by == own {
+        (state.rounds.values().filter(open).filter(approved).count(), OPEN_ROUNDS_MAX)
+    } else {
+        let theirs = state.rounds.values().filter(|r| r.proposer == *by && !approved(r));
+        (theirs.filter(open).count(), PROPOSALS_MAX)
+    };
+    if taken >= limit {
+        return Err(Refusal::Limit("too many open rounds or unapproved proposals at this site"));
     }
-    state.rounds.insert(id, Round::new(plan));
+    state.rounds.insert(id, Round::new(plan, by.clone()));
     Ok(())
 }
 

@@ -249,6 +249,58 @@ fn lies_and_repeats_leave_no_trace() {
 }
 
 #[test]
+fn a_peer_cannot_fill_a_site_with_plans() {
+    let mut sites = sites();
+    let round = proposed(&mut sites);
+    let [uker, usz] = ["uker", "usz"].map(|s| s.parse::<SiteId>().unwrap());
+    let mut target = sites.remove(&uker).unwrap();
+    let flood = &sites[&usz];
+    let propose = |round, number, plan: &str| {
+        let body = ReceiptBody::Proposed { plan: plan.to_owned() };
+        let receipt = Receipt { round, site: usz.clone(), number, at: 1, body };
+        Event::Receipt { receipt: receipt.sign(&flood.key).unwrap() }
+    };
+    let text = target.state.rounds()[&round].plan.canonical();
+    let text = String::from_utf8(text).unwrap();
+    let other = target.adopt(&propose(round, 1, "any other text"));
+    assert!(matches!(other, Err(Refusal::Phase(_))), "{other:?}");
+    target.adopt(&propose(round, 1, &text)).unwrap();
+    assert!(matches!(target.adopt(&propose(round, 2, &text)), Err(Refusal::Phase(_))));
+    let mut taken = 0;
+    for seed in 0..20 {
+        let mut plan = plan();
+        plan.name = format!("flood {seed}");
+        let text = String::from_utf8(plan.canonical()).unwrap();
+        match target.adopt(&propose(plan.round(), 1, &text)) {
+            Ok(()) => taken += 1,
+            Err(refusal) => assert!(matches!(refusal, Refusal::Limit(_)), "{refusal}"),
+        }
+    }
+    assert_eq!(taken, PROPOSALS_MAX);
+    let mut own = plan();
+    own.name = "own".to_owned();
+    let text = String::from_utf8(own.canonical()).unwrap();
+    target.tell(own.round(), ReceiptBody::Proposed { plan: text }).unwrap();
+}
+
+#[test]
+fn attempts_leave_room_for_the_contribution() {
+    let mut sites = sites();
+    let round = proposed(&mut sites);
+    let uker: SiteId = "uker".parse().unwrap();
+    let site = sites.get_mut(&uker).unwrap();
+    let attempt = |site: &mut Site| site.tell(round, ReceiptBody::Training { visit: VisitNo(1) });
+    let refusal = (0..200).find_map(|_| attempt(site).err()).unwrap();
+    assert!(matches!(refusal, Refusal::Limit(_)), "{refusal}");
+    let manifest = site.manifest(round, VisitNo(1), None);
+    let worded = Manifest { software: "free text, perhaps a name".repeat(9), ..manifest.clone() };
+    let worded = worded.sign(&site.key).unwrap();
+    assert!(site.tell(round, ReceiptBody::Contributed { manifest: worded }).is_err());
+    let manifest = manifest.sign(&site.key).unwrap();
+    site.tell(round, ReceiptBody::Contributed { manifest }).unwrap();
+}
+
+#[test]
 fn a_damaged_journal_names_the_place() {
     let mut sites = sites();
     proposed(&mut sites);

@@ -143,8 +143,12 @@ fn one<T>(
         let text = format!("give at least {PREFIX_MIN} digits of the {what}'s digest");
         return Err(Status::invalid_argument(text));
     }
-    let mut found = all.into_iter().filter(|t| name(t).to_string().starts_with(prefix));
-    match (found.next(), found.next()) {
+    let mut found: Vec<T> =
+        all.into_iter().filter(|t| name(t).to_string().starts_with(prefix)).collect();
+    // The same checkpoint may stand in several rounds; any of them will do.
+    found.dedup_by_key(|t| name(t));
+    let last = found.pop();
+    match (last, found.pop()) {
         (Some(only), None) => Ok(only),
         (Some(_), Some(_)) => Err(Status::invalid_argument(format!(
             "several {what}s begin with {prefix}; give more digits"

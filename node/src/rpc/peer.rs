@@ -2,6 +2,7 @@
 
 use super::{received_receipt, refused};
 use crate::daemon::{Daemon, unix_now};
+use crate::effects::CHUNK_PATIENCE;
 use crate::store::{self, Incoming, Store};
 use crate::tls::Caller;
 use rondo::envelope::Envelope;
@@ -54,6 +55,11 @@ impl PeerService {
         if !round.approvals.contains_key(own) {
             return Err(Status::permission_denied("this site has not approved the round"));
         }
+        if !round.started {
+            return Err(Status::failed_precondition(
+                "this site has not heard of the round's start",
+            ));
+        }
         let its_turn = round.plan.site_of(visit) == Some(caller);
         if !its_turn || !round.recipients(visit).any(|site| site == own) {
             return Err(Status::permission_denied("this visit is not handed from there to here"));
@@ -61,8 +67,9 @@ impl PeerService {
         Ok(())
     }
 
-    /// What is still needed of a checkpoint whose manifest is known here.
-    fn answer(
+    /// What is still needed of a checkpoint whose manifest is known here. A checkpoint that is in the
+    /// store already, perhaps from before a crash, is not asked for again.
+    async fn answer(
         &self,
         id: RoundId,
         number: VisitNo,
@@ -75,6 +82,11 @@ impl PeerService {
         let weights = manifest.weights.object;
         if let Some(receipt) = received_receipt(round, self.daemon.site(), number, weights) {
             return Ok(Ok(held(&receipt)));
+        }
+        let stored = self.store.get(weights);
+        if stored.is_ok_and(|bytes| round.plan.layout().check(&bytes).is_ok()) {
+            let body = ReceiptBody::Received { visit: number, weights };
+            return Ok(Ok(held(&self.daemon.tell(id, body).await?)));
         }
         Ok(Err(self.store.receive(manifest.weights.clone())?))
     }
@@ -90,7 +102,9 @@ impl PeerService {
         let mut next = Some(first);
         while let Some(chunk) = next {
             incoming.accept(chunk.index, &chunk.data)?;
-            next = chunks.message().await?;
+            next = tokio::time::timeout(CHUNK_PATIENCE, chunks.message())
+                .await
+                .map_err(|_| Status::deadline_exceeded("no chunk came in time"))??;
         }
         let missing = incoming.missing();
         if !missing.is_empty() {
@@ -245,7 +259,7 @@ impl Peer for PeerService {
             self.daemon.adopt(Event::Manifest { round: id, manifest }).await?;
         }
         let _claim = Claim::take(&self.receiving, (id, number))?;
-        match self.answer(id, number)? {
+        match self.answer(id, number).await? {
             Ok(answer) => Ok(Response::new(answer)),
             Err(incoming) if incoming.missing().is_empty() => {
                 self.finish(id, number, incoming).await.map(Response::new)
@@ -265,7 +279,7 @@ impl Peer for PeerService {
         let (id, number) = (digest("round", &first.round)?, visit(first.visit)?);
         self.may_hand_over(&caller, id, number)?;
         let _claim = Claim::take(&self.receiving, (id, number))?;
-        let answer = match self.answer(id, number)? {
+        let answer = match self.answer(id, number).await? {
             Ok(answer) => answer,
             Err(incoming) => {
                 self.receive(id, number, incoming, first, chunks).await.inspect_err(|e| {

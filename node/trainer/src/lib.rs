@@ -36,6 +36,8 @@ pub fn main() -> ExitCode {
         output::error(&error.to_string());
         return ExitCode::from(NO_SANDBOX);
     }
+    // Masks and weights come from patients' images: what is written is for this user alone.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let args = Args::parse();
     if let Err(error) = surroundings::settle() {
         output::error(&format!(

@@ -36,6 +36,8 @@ const PART_BYTES: usize = 256 * 1024;
 const ATTACH_PATIENCE: Duration = Duration::from_secs(60);
 /// Progress is reported at most this often.
 const REPORT_PACE: Duration = Duration::from_millis(200);
+/// A visit that was told to stop has this long to end its update.
+const LAST_UPDATE: Duration = Duration::from_secs(5);
 /// Reports that wait for the daemon; progress beyond that is dropped.
 const REPORTS: usize = 64;
 
@@ -79,7 +81,10 @@ pub(crate) fn run(args: &args::Serve) -> Result<u8> {
     };
     let site = Arc::new(Site { config, device, training, validation });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(attend(&args.socket, hello, site))
+    let ended = runtime.block_on(attend(&args.socket, hello, site));
+    // A visit that nobody waits for any more must not hold this process up.
+    runtime.shutdown_timeout(LAST_UPDATE);
+    ended
 }
 
 fn load(cohort: &Cohort, split: Split) -> Cases {
@@ -89,6 +94,15 @@ fn load(cohort: &Cohort, split: Split) -> Cases {
         tracing::warn!("{text}");
     }
     cases
+}
+
+/// Tells a visit to stop when dropped, whichever way the daemon went.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Takes tasks until the daemon goes away; then this process ends, and whoever supervises it decides.
@@ -106,16 +120,16 @@ async fn attend(socket: &Path, hello: TrainerHello, site: Arc<Site>) -> Result<u
     let attached = client.attach(ReceiverStream::new(outbox)).await;
     let mut tasks = attached.context("attaching to the daemon")?.into_inner();
     tracing::info!("attached to the daemon");
-    let mut current: Option<(Arc<AtomicBool>, tokio::task::JoinHandle<()>)> = None;
+    let mut current: Option<(Stop, tokio::task::JoinHandle<()>)> = None;
     while let Some(Task { task }) = tasks.message().await.context("waiting for tasks")? {
         if let Some((stop, visit)) = current.take() {
-            stop.store(true, Ordering::Relaxed);
+            drop(stop);
             let _ = visit.await;
         }
         if let Some(task::Task::Train(task)) = task {
             let stop = Arc::new(AtomicBool::new(false));
             let visit = visit(client.clone(), site.clone(), task, stop.clone(), reports.clone());
-            current = Some((stop, tokio::spawn(visit)));
+            current = Some((Stop(stop), tokio::spawn(visit)));
         }
     }
     tracing::info!("the daemon went away");
@@ -179,6 +193,7 @@ async fn perform(
             let work = move || learn(&site, &task, &recipe, received.as_ref(), &stop, &reports);
             let (bytes, result) =
                 tokio::task::spawn_blocking(work).await.map_err(|e| broken(e.into()))??;
+            layout.check(&bytes).map_err(|e| Failed(FailureReason::Diverged, e.into()))?;
             kept.write(&bytes, &result).map_err(storage)?;
             (bytes, result)
         }
@@ -190,7 +205,9 @@ async fn perform(
     if stored.digest != result.weights {
         return Err(storage(anyhow::anyhow!("the daemon stored other bytes than were sent")));
     }
-    kept.forget_others().map_err(storage)?;
+    if let Err(e) = kept.forget_others() {
+        tracing::warn!("old results stay: {e:#}");
+    }
     Ok(result)
 }
 
