@@ -138,11 +138,16 @@ impl Workers {
                 Outcome::Hopeless => HOPELESS_PAUSE,
                 _ => RETRY_MAX.min(RETRY_MIN * 2_u32.saturating_pow(failures.min(16))),
             };
-            let outcome = outcome == Outcome::Done;
             let mut states = self.daemon.states();
-            if !outcome {
-                tokio::time::sleep(pause).await;
+            if outcome != Outcome::Done {
+                // A trainer that comes back may have other cases now.
+                let waited = self.hub.changes();
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = waited, if outcome == Outcome::Hopeless => {}
+                }
             }
+            let outcome = outcome == Outcome::Done;
             let next = states.borrow_and_update().effects().into_iter().find(|e| key(e) == id);
             match next {
                 // Done, but not told yet: wait for word instead of asking again and again.
