@@ -120,6 +120,23 @@ impl Device {
         }
     }
 
+    /// Threads that one operation may use on the host.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        match self.choice {
+            Choice::Flex => std::thread::available_parallelism().map_or(1, usize::from),
+            _ => usize::try_from(tch::get_num_threads()).unwrap_or(1),
+        }
+    }
+
+    /// Waits until everything asked of the device is done.
+    ///
+    /// # Errors
+    /// Something asked of it failed; the text is the library's.
+    pub fn wait(&self) -> Result<(), String> {
+        self.burn.sync().map_err(|e| e.to_string())
+    }
+
     pub(crate) fn burn(&self) -> &burn::tensor::Device {
         &self.burn
     }
