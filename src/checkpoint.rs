@@ -64,6 +64,28 @@ impl TensorSpec {
     }
 }
 
+/// What a checkpoint holds beside the weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// Adam's state: `optimizer.first_moment.p`, `optimizer.second_moment.p` and `optimizer.maximum.p`
+    /// of each parameter `p`, and the scalars `optimizer.step` and `optimizer.learning_rate`.
+    pub optimizer: bool,
+    /// `importance.p` of each parameter `p`, summed over the visits so far.
+    pub importance: bool,
+}
+
+impl Extras {
+    /// Weights alone.
+    pub const NONE: Self = Self { optimizer: false, importance: false };
+    /// Every combination, the weights alone first.
+    pub const EACH: [Self; 4] = [
+        Self::NONE,
+        Self { optimizer: true, importance: false },
+        Self { optimizer: false, importance: true },
+        Self { optimizer: true, importance: true },
+    ];
+}
+
 /// The exact layout of a checkpoint: which tensors, in which order, at which offsets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -72,12 +94,9 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Layout of the weights of `architecture`, with Adam's state beside them if `optimizer`.
-    ///
-    /// With it, each parameter `p` has `optimizer.first_moment.p`, `optimizer.second_moment.p` and
-    /// `optimizer.maximum.p`; scalars `optimizer.step` and `optimizer.learning_rate` complete it.
+    /// Layout of the weights of `architecture` with `extras` beside them.
     #[must_use]
-    pub fn new(architecture: &Architecture, optimizer: bool) -> Self {
+    pub fn new(architecture: &Architecture, extras: Extras) -> Self {
         let parameters = parameters(architecture);
         let mut tensors = parameters.clone();
         for p in &parameters {
@@ -87,14 +106,18 @@ impl Layout {
                         .push(TensorSpec { name: format!("{bn}.{part}"), shape: p.shape.clone() });
                 }
             }
-            if optimizer {
+            if extras.importance {
+                let name = format!("importance.{}", p.name);
+                tensors.push(TensorSpec { name, shape: p.shape.clone() });
+            }
+            if extras.optimizer {
                 for part in ["first_moment", "maximum", "second_moment"] {
                     let name = format!("optimizer.{part}.{}", p.name);
                     tensors.push(TensorSpec { name, shape: p.shape.clone() });
                 }
             }
         }
-        if optimizer {
+        if extras.optimizer {
             for name in ["optimizer.learning_rate", "optimizer.step"] {
                 tensors.push(TensorSpec { name: name.to_owned(), shape: Vec::new() });
             }
@@ -102,6 +125,17 @@ impl Layout {
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let header = header(&tensors);
         Self { tensors, header }
+    }
+
+    /// The layout of `architecture` that the header of `bytes` has, with whatever extras; the one of
+    /// the weights alone if it has none of them, whose [`Layout::check`] then says what is wrong.
+    ///
+    /// For a model that a round starts from, which may come from a round with another recipe.
+    #[must_use]
+    pub fn of(architecture: &Architecture, bytes: &[u8]) -> Self {
+        let mut all = Extras::EACH.into_iter().map(|extras| Self::new(architecture, extras));
+        all.find(|layout| bytes.starts_with(&layout.header))
+            .unwrap_or_else(|| Self::new(architecture, Extras::NONE))
     }
 
     /// Tensors in the order of their bytes.
@@ -310,18 +344,18 @@ mod tests {
         let list = parameters(&Architecture::PAPER);
         assert_eq!(list.len(), 56);
         assert_eq!(list.iter().map(TensorSpec::elements).sum::<u64>(), 656_902);
-        assert_eq!(Layout::new(&Architecture::PAPER, false).tensors().len(), 92);
+        assert_eq!(Layout::new(&Architecture::PAPER, Extras::NONE).tensors().len(), 92);
     }
 
     #[test]
     fn departures_are_refused_by_name() {
-        let layout = Layout::new(&NARROW, false);
+        let layout = Layout::new(&NARROW, Extras::NONE);
         let good = zeros(&layout);
         let refuse = |bytes: &[u8]| layout.check(bytes).unwrap_err().to_string();
         assert!(refuse(&[]).contains("shorter than eight bytes"));
-        let other = zeros(&Layout::new(&Architecture { n1: 1, ..NARROW }, false));
+        let other = zeros(&Layout::new(&Architecture { n1: 1, ..NARROW }, Extras::NONE));
         assert!(refuse(&other).contains("branch1.0.0.weight"), "{}", refuse(&other));
-        let more = zeros(&Layout::new(&NARROW, true));
+        let more = zeros(&Layout::new(&NARROW, Extras::EACH[1]));
         assert!(refuse(&more).contains("extra entry `optimizer.first_moment"), "{}", refuse(&more));
         assert!(refuse(&[&good[..], &[0]].concat()).contains("exactly"));
         assert!(refuse(&good[..good.len() - 1]).contains("exactly"));
@@ -339,8 +373,22 @@ mod tests {
     }
 
     #[test]
+    fn extras_are_found_by_the_header() {
+        for extras in Extras::EACH {
+            let layout = Layout::new(&NARROW, extras);
+            assert_eq!(Layout::of(&NARROW, &zeros(&layout)), layout);
+            let count = |prefix: &str| {
+                layout.tensors().iter().filter(|t| t.name.starts_with(prefix)).count()
+            };
+            assert_eq!(count("importance."), if extras.importance { 56 } else { 0 });
+            assert_eq!(count("optimizer."), if extras.optimizer { 3 * 56 + 2 } else { 0 });
+        }
+        assert_eq!(Layout::of(&NARROW, b"junk"), Layout::new(&NARROW, Extras::NONE));
+    }
+
+    #[test]
     fn no_byte_of_the_header_may_change() {
-        let layout = Layout::new(&NARROW, false);
+        let layout = Layout::new(&NARROW, Extras::NONE);
         let good = zeros(&layout);
         for i in 0..layout.header().len() {
             let mut bad = good.clone();

@@ -183,9 +183,9 @@ impl Plan {
         if u64::from(self.visit_count()).saturating_mul(hop) > PASSPORT_MAX_BYTES as u64 / 2 {
             list.push("there are so many visits that the passport would grow too large; plan several rounds".to_owned());
         }
-        if !matches!(self.recipe.method, Method::Tl | Method::Lwf) {
+        if matches!(self.recipe.method, Method::Single | Method::Mixed) {
             list.push(format!(
-                "method {} cannot run among sites; choose tl or lwf",
+                "method {} cannot run among sites; choose tl, lwf, ewc or mas",
                 self.recipe.method
             ));
         }
@@ -230,7 +230,7 @@ impl Plan {
     /// The layout that every checkpoint of the round must have.
     #[must_use]
     pub fn layout(&self) -> Layout {
-        Layout::new(&self.recipe.architecture, self.recipe.carries_optimizer())
+        Layout::new(&self.recipe.architecture, self.recipe.extras())
     }
 
     /// Number of visits.
@@ -274,6 +274,10 @@ impl Plan {
 #[allow(clippy::unwrap_used)]
 pub(crate) mod tests {
     use super::*;
+    use crate::checkpoint::Extras;
+    use crate::envelope::Envelope;
+    use crate::passport::Passport;
+    use crate::trust::Roster;
 
     pub(crate) const THREE_SITES: &str = r#"
 name = "demo"
@@ -318,13 +322,64 @@ epochs = 3
             .replace("[4, 6, 8, 12]", "[512, 512, 512, 512]");
         assert!(Plan::from_toml(&wide, 1).unwrap_err().to_string().contains("plan several rounds"));
         let mixed = format!("{THREE_SITES}method = \"mixed\"\n");
-        assert!(Plan::from_toml(&mixed, 1).unwrap_err().to_string().contains("choose tl or lwf"));
+        assert!(Plan::from_toml(&mixed, 1).unwrap_err().to_string().contains("choose tl, lwf"));
     }
 
     #[test]
     fn the_example_is_a_plan() {
         let plan = Plan::from_toml(include_str!("../deploy/examples/plan.toml"), 1).unwrap();
         assert_eq!((plan.visit_count(), plan.recipe.epochs), (12, 300));
+    }
+
+    /// Made by version 0.1, before a recipe had `precision` and what follows it.
+    const OLD_PASSPORT: &[u8] = include_bytes!("fixtures/0.1/passport.json");
+    const OLD_CARDS: &[u8] = include_bytes!("fixtures/0.1/cards.json");
+
+    #[test]
+    fn plans_from_before_the_options_keep_their_bytes_and_signatures() {
+        let passport = Passport::from_json(OLD_PASSPORT).unwrap();
+        let plan = Plan::from_canonical(passport.plan.as_bytes()).unwrap();
+        assert_eq!(plan.canonical(), passport.plan.as_bytes());
+        let preset = Recipe::preset(plan.recipe.preset);
+        let options = |r: &Recipe| {
+            (
+                (r.precision, r.augment_flips, r.augment_scale, r.augment_shift),
+                (r.gradient_clip, r.anchor_lambda, r.importance_segments),
+            )
+        };
+        assert_eq!(options(&plan.recipe), options(&preset));
+        let cards: Vec<Envelope> = serde_json::from_slice(OLD_CARDS).unwrap();
+        let verified = passport.verify(&Roster::of(cards).unwrap()).unwrap();
+        assert_eq!(verified.hops().len(), 2);
+
+        let mut newer = plan.clone();
+        newer.recipe.gradient_clip = 1.0;
+        let bytes = newer.canonical();
+        assert!(String::from_utf8(bytes.clone()).unwrap().contains("\"gradient_clip\":1.0"));
+        assert_eq!(Plan::from_canonical(&bytes), Ok(newer));
+        let text = passport
+            .plan
+            .replace("\"validate_every\":2", "\"validate_every\":2,\"augment_flips\":false");
+        assert_eq!(Plan::from_canonical(text.as_bytes()), Err(Error::NotCanonical));
+    }
+
+    #[test]
+    fn new_options_are_read_and_held_to_their_bounds() {
+        let with = |lines: &str| Plan::from_toml(&format!("{THREE_SITES}{lines}"), 1);
+        let plan = with("method = \"mas\"\nprecision = \"bf16\"\naugment_flips = true\n").unwrap();
+        assert_eq!(plan.recipe.extras(), Extras { optimizer: false, importance: true });
+        assert_eq!(Plan::from_canonical(&plan.canonical()), Ok(plan.clone()));
+        assert!(plan.layout().tensors().iter().any(|t| t.name == "importance.fc.2.bias"));
+        for (lines, word) in [
+            ("augment_scale = 1.0\n", "`augment_scale` is 1, but must lie between 0 and 0.9"),
+            ("precision = \"fp8\"\n", "choose one of fp32, bf16"),
+            ("gradient_clip = -1\n", "`gradient_clip`"),
+            ("importance_segments = 0\n", "`importance_segments`"),
+            ("method = \"ewc\"\nanchor_lambda = 0\n", "choose tl"),
+        ] {
+            let problems = with(lines).unwrap_err().to_string();
+            assert!(problems.contains(word), "{word} is not in:\n{problems}");
+        }
     }
 
     #[test]

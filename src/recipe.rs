@@ -2,6 +2,7 @@
 //!
 //! Source: Huang et al. 2024 (Radiotherapy & Oncology), Methods, and the behaviour of its published code.
 
+use crate::checkpoint::Extras;
 use crate::settings::Table;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -76,6 +77,37 @@ choices! {
         Lwf = "lwf",
         /// Pooled cases of several sites; only a simulation on one machine may do this.
         Mixed = "mixed",
+        /// Elastic weight consolidation: transfer, with parameters held near the received ones by the
+        /// empirical Fisher information of the cross-entropy (Kirkpatrick et al., PNAS 2017, eq. 3).
+        Ewc = "ewc",
+        /// Memory aware synapses: as `ewc`, by the mean size of the gradient of the squared L2 norm of
+        /// the logits (Aljundi et al., ECCV 2018, eq. 2 to 4), which needs no labels.
+        Mas = "mas",
+    }
+}
+
+impl Method {
+    /// Whether parameters are held near the received ones by their importance, which then travels
+    /// with the weights.
+    #[must_use]
+    pub const fn anchors(self) -> bool {
+        matches!(self, Self::Ewc | Self::Mas)
+    }
+}
+
+choices! {
+    /// Arithmetic of the convolutions; weights, statistics, losses and the optimizer are always fp32.
+    Precision {
+        /// 32-bit floating point (paper).
+        Fp32 = "fp32",
+        /// Mixed precision with bfloat16 (Kalamkar et al. 2019): eight bits of mantissa, fp32's range.
+        Bf16 = "bf16",
+    }
+}
+
+impl Default for Precision {
+    fn default() -> Self {
+        Self::Fp32
     }
 }
 
@@ -148,7 +180,37 @@ impl Architecture {
     }
 }
 
+/// Weight of the penalty of `ewc` and `mas` in a plan that does not say it. Part of the plan's format.
+pub const ANCHOR_LAMBDA: f64 = 1.0;
+/// Segments that importance is measured on in a plan that does not say it. Part of the plan's format.
+pub const IMPORTANCE_SEGMENTS: u32 = 1000;
+
+fn anchor_lambda() -> f64 {
+    ANCHOR_LAMBDA
+}
+
+fn importance_segments() -> u32 {
+    IMPORTANCE_SEGMENTS
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, clippy::float_cmp)] // as serde calls it; equal means unset
+fn is_anchor_lambda(value: &f64) -> bool {
+    *value == ANCHOR_LAMBDA
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_importance_segments(value: &u32) -> bool {
+    *value == IMPORTANCE_SEGMENTS
+}
+
 /// Every value that decides how a visit trains. There are no defaults left in it.
+///
+/// Its JSON is signed. Options that came later are left out of it while they have the value they had
+/// before they existed, so that an older plan keeps its bytes and its signatures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
@@ -196,6 +258,28 @@ pub struct Recipe {
     pub select: Select,
     /// Epochs between two validations (paper: 2).
     pub validate_every: u32,
+    /// Arithmetic of the convolutions (paper: fp32).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub precision: Precision,
+    /// Mirrors each segment along each axis with probability ½ (paper: off).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub augment_flips: bool,
+    /// Multiplies the intensities of a segment by U(1 − s, 1 + s) (paper: off, s = 0).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub augment_scale: f64,
+    /// Adds U(−s, s) to the intensities of a segment, in z-score units (paper: off, s = 0).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub augment_shift: f64,
+    /// Largest L2 norm of the gradient over all tensors; a longer one is scaled down to it (Pascanu et
+    /// al. 2013). Paper: off, 0.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub gradient_clip: f64,
+    /// Weight of the penalty of `ewc` and `mas`; other methods have none.
+    #[serde(default = "anchor_lambda", skip_serializing_if = "is_anchor_lambda")]
+    pub anchor_lambda: f64,
+    /// Segments on which `ewc` and `mas` measure the importance of parameters at the end of a visit.
+    #[serde(default = "importance_segments", skip_serializing_if = "is_importance_segments")]
+    pub importance_segments: u32,
 }
 
 impl Recipe {
@@ -229,7 +313,20 @@ impl Recipe {
             optimizer_on_arrival,
             select,
             validate_every: 2,
+            precision: Precision::Fp32,
+            augment_flips: false,
+            augment_scale: 0.0,
+            augment_shift: 0.0,
+            gradient_clip: 0.0,
+            anchor_lambda: ANCHOR_LAMBDA,
+            importance_segments: IMPORTANCE_SEGMENTS,
         }
+    }
+
+    /// What travels beside the weights.
+    #[must_use]
+    pub fn extras(&self) -> Extras {
+        Extras { optimizer: self.carries_optimizer(), importance: self.method.anchors() }
     }
 
     /// Whether optimizer state travels with the weights.
@@ -262,6 +359,8 @@ impl Recipe {
         r.kdl_reduction = t.parsed("kdl_reduction").unwrap_or(r.kdl_reduction);
         r.optimizer_on_arrival = t.parsed("optimizer_on_arrival").unwrap_or(r.optimizer_on_arrival);
         r.select = t.parsed("select").unwrap_or(r.select);
+        r.precision = t.parsed("precision").unwrap_or(r.precision);
+        r.augment_flips = t.boolean("augment_flips").unwrap_or(r.augment_flips);
         r.read_bounded(t);
         for problem in r.problems() {
             t.problem(problem);
@@ -280,6 +379,12 @@ impl Recipe {
         }
         if self.learning_rate_epochs.len() > 100 {
             list.push("`learning_rate_epochs` holds more than 100 entries".to_owned());
+        }
+        if self.method.anchors() && self.anchor_lambda == 0.0 {
+            list.push(format!(
+                "method {} with `anchor_lambda` 0 holds nothing; raise it, or choose tl",
+                self.method
+            ));
         }
         list
     }
@@ -318,6 +423,7 @@ bounds! {
         cases_per_pool: 1..=1000,
         mini_batch: 1..=4096,
         validate_every: 1..=100_000,
+        importance_segments: 1..=100_000,
     }
     number {
         learning_rate: 1e-9..=1.0,
@@ -328,5 +434,9 @@ bounds! {
         vss_epsilon: 1e-9..=10.0,
         kdl_lambda: 0.0..=1e4,
         kdl_temperature: 0.1..=100.0,
+        augment_scale: 0.0..=0.9,
+        augment_shift: 0.0..=10.0,
+        gradient_clip: 0.0..=1e6,
+        anchor_lambda: 0.0..=1e6,
     }
 }

@@ -60,7 +60,7 @@ pub struct Attached {
 struct Current {
     assignment: Option<Assignment>,
     outcome: Option<Result<Trained, StallReason>>,
-    progress: Option<(TrainProgress, Instant)>,
+    progress: Option<TrainProgress>,
 }
 
 /// The place where the daemon and its trainer meet.
@@ -111,8 +111,7 @@ impl TrainerHub {
                 a.round.as_bytes()[..] == progress.round && a.visit.0 == progress.visit
             });
             if fits {
-                let begun = current.progress.as_ref().map_or_else(Instant::now, |(_, t)| *t);
-                current.progress = Some((progress, begun));
+                current.progress = Some(progress);
             }
             fits
         });
@@ -192,10 +191,7 @@ impl TrainerHub {
     pub fn progress(&self, round: RoundId) -> Option<ProgressView> {
         let current = self.current.borrow();
         current.assignment.as_ref().filter(|a| a.round == round)?;
-        let (p, begun) = current.progress.as_ref()?;
-        #[allow(clippy::cast_precision_loss)]
-        let eta_seconds = begun.elapsed().as_secs_f64() / p.update.max(1) as f64
-            * p.updates.saturating_sub(p.update) as f64;
+        let p = current.progress.as_ref()?;
         Some(ProgressView {
             visit: p.visit,
             epoch: p.epoch,
@@ -208,7 +204,9 @@ impl TrainerHub {
             learning_rate: p.learning_rate,
             segments_per_second: p.segments_per_second,
             validation_dice: p.validation_dice,
-            eta_seconds,
+            eta_seconds: p.eta_seconds,
+            penalty: p.penalty,
+            memory_mib: p.memory_mib,
         })
     }
 

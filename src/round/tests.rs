@@ -41,7 +41,7 @@ impl Site {
 
     fn manifest(&self, round: RoundId, visit: VisitNo, parent: Option<Digest>) -> Manifest {
         let plan = &self.state.rounds()[&round].plan;
-        let layout = crate::checkpoint::Layout::new(&plan.recipe.architecture, false);
+        let layout = plan.layout();
         let mut weights = layout.header().to_vec();
         weights.resize(usize::try_from(layout.len()).unwrap(), u8::try_from(visit.0).unwrap());
         Manifest {

@@ -2,7 +2,6 @@
 
 use crate::daemon::Client;
 use crate::exit::{Exit, Failure};
-use rondo::checkpoint::Layout;
 use rondo::passport::{self, PASSPORT_MAX_BYTES, Passport, VerifiedPassport};
 use rondo::plan::Plan;
 use rondo::trust::Roster;
@@ -66,11 +65,7 @@ pub(crate) async fn fetch(client: &mut Client, digest: &str) -> Result<Parcel, F
 fn promised_bytes(passport: &[u8]) -> Result<u64, passport::Error> {
     let passport = Passport::from_json(passport)?;
     let plan = Plan::from_canonical(passport.plan.as_bytes())?;
-    Ok(layout(&plan).len())
-}
-
-fn layout(plan: &Plan) -> Layout {
-    Layout::new(&plan.recipe.architecture, plan.recipe.carries_optimizer())
+    Ok(plan.layout().len())
 }
 
 /// Checks passport and weights with the keys of `roster`.
@@ -146,7 +141,7 @@ pub(crate) mod tests {
             valid_until: 2,
         };
         let plan = Plan::from_toml(PLAN, 1).unwrap();
-        let layout = layout(&plan);
+        let layout = plan.layout();
         let mut weights = layout.header().to_vec();
         weights.resize(usize::try_from(layout.len()).unwrap(), 0);
         let manifest = Manifest {

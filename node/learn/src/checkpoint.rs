@@ -2,7 +2,7 @@
 
 use crate::layers::{Layers, Part};
 use crate::random::{self, Purpose};
-use rondo::checkpoint::{Layout, VerifiedCheckpoint};
+use rondo::checkpoint::{Extras, Layout, VerifiedCheckpoint};
 use rondo::recipe::Architecture;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -57,6 +57,9 @@ pub struct Weights {
     pub variance: Vec<f32>,
     /// Adam's state, where a recipe carries it.
     pub optimizer: Option<Moments>,
+    /// Importance of each parameter, parallel to [`Weights::parameters`] and summed over the visits so
+    /// far, where the method holds parameters by it (`ewc`, `mas`).
+    pub importance: Option<Vec<f32>>,
 }
 
 impl Weights {
@@ -89,7 +92,14 @@ impl Weights {
             mean: vec![0.0; layers.statistics],
             variance: vec![1.0; layers.statistics],
             optimizer: None,
+            importance: None,
         }
+    }
+
+    /// What is there beside the weights.
+    #[must_use]
+    pub fn extras(&self) -> Extras {
+        Extras { optimizer: self.optimizer.is_some(), importance: self.importance.is_some() }
     }
 
     /// Reads a verified checkpoint of `architecture`.
@@ -105,8 +115,8 @@ impl Weights {
     /// # Errors
     /// Whatever is not exactly that layout, by the name of the tensor.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        let (architecture, optimizer) = widths(bytes)?;
-        let layout = Layout::new(&architecture, optimizer);
+        let (architecture, extras) = widths(bytes)?;
+        let layout = Layout::new(&architecture, extras);
         layout.check(bytes)?;
         let mut rest = bytes.get(layout.header().len()..).unwrap_or_default();
         let mut tensors = BTreeMap::new();
@@ -117,7 +127,7 @@ impl Weights {
             let values = data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
             tensors.insert(spec.name.clone(), values);
         }
-        Self::from_tensors(architecture, optimizer, |name| tensors.remove(name))
+        Self::from_tensors(architecture, extras, |name| tensors.remove(name))
     }
 
     /// Gathers a model from its named tensors, as in the published `state_dict`.
@@ -126,60 +136,44 @@ impl Weights {
     /// A tensor that is missing or has another number of elements.
     pub fn from_tensors(
         architecture: Architecture,
-        optimizer: bool,
+        extras: Extras,
         mut tensor: impl FnMut(&str) -> Option<Vec<f32>>,
     ) -> Result<Self, Error> {
         let layers = Layers::new(&architecture);
         let mut weights = Self::initial(architecture, 0);
-        let mut moments = optimizer.then(|| Moments::zero(layers.parameters, 0.0));
-        for spec in Layout::new(&architecture, optimizer).tensors() {
+        weights.optimizer = extras.optimizer.then(|| Moments::zero(layers.parameters, 0.0));
+        weights.importance = extras.importance.then(|| vec![0.0; layers.parameters]);
+        for spec in Layout::new(&architecture, extras).tensors() {
             let expected = usize::try_from(spec.elements()).unwrap_or(usize::MAX);
             let wrong = || Error::Tensor { name: spec.name.clone(), expected };
             let values = tensor(&spec.name).filter(|v| v.len() == expected).ok_or_else(wrong)?;
-            weights.slot(&layers, moments.as_mut(), &spec.name, &values).ok_or_else(wrong)?;
+            weights.slot(&layers, &spec.name, &values).ok_or_else(wrong)?;
         }
-        weights.optimizer = moments;
         Ok(weights)
     }
 
     /// Puts one named tensor where it belongs.
-    fn slot(
-        &mut self,
-        layers: &Layers,
-        moments: Option<&mut Moments>,
-        name: &str,
-        values: &[f32],
-    ) -> Option<()> {
-        let (vector, range) = match name.strip_prefix("optimizer.") {
-            None => {
-                let (part, range) = layers.place(name)?;
-                let vector = match part {
-                    Part::Parameter => &mut self.parameters,
-                    Part::Mean => &mut self.mean,
-                    Part::Variance => &mut self.variance,
-                };
-                (vector, range)
-            }
-            Some("step") => {
-                moments?.step = step_from(*values.first()?)?;
-                return Some(());
-            }
-            Some("learning_rate") => {
-                // The shortest decimal of the 32-bit value is what was meant: 0.001, not 0.00100000005.
-                moments?.learning_rate = values.first()?.to_string().parse().ok()?;
-                return Some(());
-            }
-            Some(rest) => {
-                let (part, parameter) = rest.split_once('.')?;
-                let moments = moments?;
-                let vector = match part {
-                    "first_moment" => &mut moments.first,
-                    "second_moment" => &mut moments.second,
-                    "maximum" => &mut moments.maximum,
-                    _ => return None,
-                };
-                (vector, layers.place(parameter)?.1)
-            }
+    fn slot(&mut self, layers: &Layers, name: &str, values: &[f32]) -> Option<()> {
+        if name == "optimizer.step" {
+            self.optimizer.as_mut()?.step = step_from(*values.first()?)?;
+            return Some(());
+        }
+        if name == "optimizer.learning_rate" {
+            // The shortest decimal of the 32-bit value is what was meant: 0.001, not 0.00100000005.
+            self.optimizer.as_mut()?.learning_rate = values.first()?.to_string().parse().ok()?;
+            return Some(());
+        }
+        let (place, parameter) = Place::of(name);
+        let (part, range) = layers.place(parameter)?;
+        let vector = match (place, part) {
+            (Place::Weights, Part::Parameter) => &mut self.parameters,
+            (Place::Weights, Part::Mean) => &mut self.mean,
+            (Place::Weights, Part::Variance) => &mut self.variance,
+            (_, Part::Mean | Part::Variance) => return None,
+            (Place::Importance, _) => self.importance.as_mut()?,
+            (Place::First, _) => &mut self.optimizer.as_mut()?.first,
+            (Place::Second, _) => &mut self.optimizer.as_mut()?.second,
+            (Place::Maximum, _) => &mut self.optimizer.as_mut()?.maximum,
         };
         vector.get_mut(range)?.copy_from_slice(values);
         Some(())
@@ -189,44 +183,64 @@ impl Weights {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let layers = Layers::new(&self.architecture);
-        let layout = Layout::new(&self.architecture, self.optimizer.is_some());
+        let layout = Layout::new(&self.architecture, self.extras());
         let mut bytes = Vec::with_capacity(usize::try_from(layout.len()).unwrap_or(0));
         bytes.extend_from_slice(layout.header());
         for spec in layout.tensors() {
-            for value in self.values(&layers, &spec.name).iter() {
-                bytes.extend_from_slice(&value.to_le_bytes());
+            match (&self.optimizer, spec.name.as_str()) {
+                #[allow(clippy::cast_precision_loss)] // exact up to 2^24 updates
+                (Some(m), "optimizer.step") => bytes.extend((m.step as f32).to_le_bytes()),
+                (Some(m), "optimizer.learning_rate") => {
+                    bytes.extend(narrow(m.learning_rate).to_le_bytes());
+                }
+                (_, name) => {
+                    bytes.extend(self.values(&layers, name).iter().flat_map(|v| v.to_le_bytes()));
+                }
             }
         }
         bytes
     }
 
     /// Values of one named tensor; empty for an unknown name.
-    fn values(&self, layers: &Layers, name: &str) -> std::borrow::Cow<'_, [f32]> {
-        let of = |vector: &'_ [f32], name: &str| -> Vec<f32> {
-            let range = layers.place(name).map(|(_, range)| range).unwrap_or_default();
-            vector.get(range).unwrap_or_default().to_vec()
+    fn values(&self, layers: &Layers, name: &str) -> &[f32] {
+        let (place, parameter) = Place::of(name);
+        let Some((part, range)) = layers.place(parameter) else { return &[] };
+        let moments = self.optimizer.as_ref();
+        let vector = match (place, part) {
+            (Place::Weights, Part::Parameter) => Some(&self.parameters),
+            (Place::Weights, Part::Mean) => Some(&self.mean),
+            (Place::Weights, Part::Variance) => Some(&self.variance),
+            (Place::Importance, _) => self.importance.as_ref(),
+            (Place::First, _) => moments.map(|m| &m.first),
+            (Place::Second, _) => moments.map(|m| &m.second),
+            (Place::Maximum, _) => moments.map(|m| &m.maximum),
         };
-        let Some(rest) = name.strip_prefix("optimizer.") else {
-            return match layers.place(name) {
-                Some((Part::Mean, _)) => of(&self.mean, name).into(),
-                Some((Part::Variance, _)) => of(&self.variance, name).into(),
-                _ => of(&self.parameters, name).into(),
-            };
-        };
-        let Some(moments) = &self.optimizer else {
-            return Vec::new().into();
-        };
-        match rest.split_once('.') {
-            Some(("first_moment", p)) => of(&moments.first, p).into(),
-            Some(("second_moment", p)) => of(&moments.second, p).into(),
-            Some(("maximum", p)) => of(&moments.maximum, p).into(),
-            _ if rest == "step" => {
-                #[allow(clippy::cast_precision_loss)] // exact up to 2^24 updates
-                let step = moments.step as f32;
-                vec![step].into()
-            }
-            _ => vec![narrow(moments.learning_rate)].into(),
-        }
+        vector.and_then(|v| v.get(range)).unwrap_or_default()
+    }
+}
+
+/// Which vector a named tensor is a part of.
+#[derive(Clone, Copy)]
+enum Place {
+    Weights,
+    Importance,
+    First,
+    Second,
+    Maximum,
+}
+
+impl Place {
+    /// The vector, and the name of the weight that the tensor belongs to.
+    fn of(name: &str) -> (Self, &str) {
+        [
+            ("importance.", Self::Importance),
+            ("optimizer.first_moment.", Self::First),
+            ("optimizer.second_moment.", Self::Second),
+            ("optimizer.maximum.", Self::Maximum),
+        ]
+        .into_iter()
+        .find_map(|(prefix, place)| Some((place, name.strip_prefix(prefix)?)))
+        .unwrap_or((Self::Weights, name))
     }
 }
 
@@ -250,8 +264,8 @@ fn step_from(value: f32) -> Option<u32> {
     (value >= 0.0 && value <= (1_u32 << 24) as f32 && value.fract() == 0.0).then_some(value as u32)
 }
 
-/// Widths of a model file, from the shapes in its header, and whether optimizer state is in it.
-fn widths(bytes: &[u8]) -> Result<(Architecture, bool), Error> {
+/// Widths of a model file, from the shapes in its header, and what is in it beside the weights.
+fn widths(bytes: &[u8]) -> Result<(Architecture, Extras), Error> {
     #[derive(Deserialize)]
     struct Entry {
         #[serde(default)]
@@ -283,7 +297,8 @@ fn widths(bytes: &[u8]) -> Result<(Architecture, bool), Error> {
         let Architecture { n1, n2, n3, m } = architecture;
         return Err(Error::Widths(format!("its widths {n1}, {n2}, {n3}, {m} are impossible")));
     }
-    Ok((architecture, entries.keys().any(|name| name.starts_with("optimizer."))))
+    let any = |prefix: &str| entries.keys().any(|name| name.starts_with(prefix));
+    Ok((architecture, Extras { optimizer: any("optimizer."), importance: any("importance.") }))
 }
 
 #[cfg(test)]
@@ -307,19 +322,35 @@ mod tests {
         weights
     }
 
+    fn with_importance(mut weights: Weights) -> Weights {
+        weights.importance = Some(weights.parameters.iter().map(|p| p.abs() + 3.0).collect());
+        weights
+    }
+
     #[test]
     fn bytes_are_the_layout_and_read_back_the_same() {
-        for weights in [Weights::initial(NARROW, 3), with_moments()] {
+        let bare = Weights::initial(NARROW, 3);
+        let kinds =
+            [bare.clone(), with_moments(), with_importance(bare), with_importance(with_moments())];
+        for (weights, extras) in kinds.into_iter().zip(Extras::EACH) {
             let bytes = weights.to_bytes();
-            let layout = Layout::new(&NARROW, weights.optimizer.is_some());
+            let layout = Layout::new(&NARROW, extras);
             assert_eq!(layout.check(&bytes), Ok(()));
             assert_eq!(Weights::from_bytes(&bytes).unwrap(), weights);
             let read = SafeTensors::deserialize(&bytes).unwrap();
             assert_eq!(read.len(), layout.tensors().len());
-            let bias = read.tensor("fc.2.bias").unwrap();
-            let last: Vec<f32> =
-                bias.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            assert_eq!(last, weights.parameters[weights.parameters.len() - 2..]);
+            let last = |name: &str, vector: &[f32]| {
+                let words = read.tensor(name).unwrap().data().as_chunks::<4>().0;
+                let values: Vec<f32> = words.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                assert_eq!(values, vector[vector.len() - 2..], "{name}");
+            };
+            last("fc.2.bias", &weights.parameters);
+            if let Some(importance) = &weights.importance {
+                last("importance.fc.2.bias", importance);
+            }
+            if let Some(moments) = &weights.optimizer {
+                last("optimizer.maximum.fc.2.bias", &moments.maximum);
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use ndarray::Array3;
-use rondo::checkpoint::Layout;
+use rondo::checkpoint::{Extras, Layout};
 use rondo::recipe::{Architecture, Method, OptimizerOnArrival, Preset, Recipe, Select};
 use rondo_learn::checkpoint::Weights;
 use rondo_learn::device::{Choice, Device};
@@ -88,7 +88,7 @@ fn the_same_visit_gives_the_same_bytes_and_a_teacher_matters() {
     let first = run(&recipe(), None, &heads, &mut quiet).unwrap();
     let again = run(&recipe(), None, &heads, &mut quiet).unwrap();
     assert_eq!(first.weights.to_bytes(), again.weights.to_bytes());
-    assert_eq!(Layout::new(&NARROW, false).check(&first.weights.to_bytes()), Ok(()));
+    assert_eq!(Layout::new(&NARROW, Extras::NONE).check(&first.weights.to_bytes()), Ok(()));
     let report = &first.report;
     assert_eq!((report.cases, report.epochs, report.updates, report.segments), (3, 3, 15, 90));
     assert_eq!(report.checks.iter().map(|c| c.epoch).collect::<Vec<_>>(), [2, 3]);

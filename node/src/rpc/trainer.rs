@@ -145,7 +145,7 @@ impl TrainerLink for TrainerService {
             .hub
             .assignment()
             .ok_or_else(|| Status::failed_precondition("no task is under way"))?;
-        let layout = Layout::new(&task.recipe.architecture, task.recipe.carries_optimizer());
+        let layout = Layout::new(&task.recipe.architecture, task.recipe.extras());
         let mut parts = request.into_inner();
         let mut bytes = Vec::new();
         while let Some(part) = parts.message().await? {

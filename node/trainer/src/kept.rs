@@ -66,12 +66,13 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rondo::checkpoint::Extras;
     use rondo::recipe::Architecture;
 
     #[test]
     fn a_result_counts_only_for_its_task_and_whole() {
         let work = tempfile::tempdir().expect("a folder");
-        let layout = Layout::new(&Architecture { n1: 1, n2: 1, n3: 1, m: 1 }, false);
+        let layout = Layout::new(&Architecture { n1: 1, n2: 1, n3: 1, m: 1 }, Extras::NONE);
         let mut bytes = layout.header().to_vec();
         bytes.resize(usize::try_from(layout.len()).expect("small"), 0);
         let task = TrainTask { visit: 2, seed: 7, ..TrainTask::default() };

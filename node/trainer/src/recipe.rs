@@ -65,6 +65,13 @@ pub fn to_toml(r: &Recipe) -> String {
     line("optimizer_on_arrival", quoted(r.optimizer_on_arrival.name()));
     line("select", quoted(r.select.name()));
     line("validate_every", r.validate_every.to_string());
+    line("precision", quoted(r.precision.name()));
+    line("augment_flips", r.augment_flips.to_string());
+    line("augment_scale", number(r.augment_scale));
+    line("augment_shift", number(r.augment_shift));
+    line("gradient_clip", number(r.gradient_clip));
+    line("anchor_lambda", number(r.anchor_lambda));
+    line("importance_segments", r.importance_segments.to_string());
     text
 }
 
@@ -77,7 +84,7 @@ fn number(value: f64) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use rondo::recipe::{Architecture, Preset};
+    use rondo::recipe::{Architecture, Method, Precision, Preset};
 
     #[test]
     fn shown_recipes_read_back_the_same() {
@@ -87,6 +94,14 @@ mod tests {
                 learning_rate_epochs: Vec::new(),
                 weight_decay: 0.0,
                 vss_epsilon: 0.25,
+                method: Method::Ewc,
+                precision: Precision::Bf16,
+                augment_flips: true,
+                augment_scale: 0.1,
+                augment_shift: 0.25,
+                gradient_clip: 1.5,
+                anchor_lambda: 7.0,
+                importance_segments: 12,
                 ..Recipe::preset(preset)
             };
             let text = to_toml(&recipe);

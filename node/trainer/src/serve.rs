@@ -6,7 +6,7 @@ use crate::cases::Cases;
 use crate::config::Config;
 use crate::{DONE, args, kept};
 use anyhow::{Context, Result, bail};
-use rondo::checkpoint::{Layout, VerifiedCheckpoint};
+use rondo::checkpoint::{Extras, Layout, VerifiedCheckpoint};
 use rondo::ids::Digest;
 use rondo::recipe::Recipe;
 use rondo_imaging::cohort::{Cohort, Split};
@@ -175,10 +175,10 @@ async fn perform(
     let storage = |e: anyhow::Error| Failed(FailureReason::Storage, e);
     let wire = task.recipe.clone().context("the task has no recipe").map_err(broken)?;
     let recipe = Recipe::try_from(wire).map_err(|e| broken(e.into()))?;
-    let layout = Layout::new(&recipe.architecture, recipe.carries_optimizer());
+    let layout = Layout::new(&recipe.architecture, recipe.extras());
     let received = optional_digest("received", &task.received).map_err(|e| broken(e.into()))?;
     let received = match received {
-        Some(digest) => Some(fetch(&mut client, digest, &layout).await.map_err(storage)?),
+        Some(digest) => Some(fetch(&mut client, digest, &recipe).await.map_err(storage)?),
         None => None,
     };
     let task = Arc::new(task);
@@ -214,19 +214,24 @@ async fn perform(
 async fn fetch(
     client: &mut TrainerLinkClient<Channel>,
     digest: Digest,
-    layout: &Layout,
+    recipe: &Recipe,
 ) -> Result<VerifiedCheckpoint> {
+    let [.., all] = Extras::EACH;
+    let limit = Layout::new(&recipe.architecture, all).len();
     let request = FetchCheckpointRequest { digest: digest_bytes(digest) };
     let answer = client.fetch_checkpoint(request).await.context("fetching the received model")?;
     let mut parts = answer.into_inner();
     let mut bytes = Vec::new();
     while let Some(part) = parts.message().await.context("fetching the received model")? {
         bytes.extend_from_slice(&part.data);
-        if bytes.len() as u64 > layout.len() {
+        if bytes.len() as u64 > limit {
             bail!("the received model is too long for its architecture");
         }
     }
-    Ok(VerifiedCheckpoint::verify(bytes, digest, layout)?)
+    // The daemon holds every hop of a round to the recipe's layout. What a round starts from may hold
+    // more or less beside the weights.
+    let layout = Layout::of(&recipe.architecture, &bytes);
+    Ok(VerifiedCheckpoint::verify(bytes, digest, &layout)?)
 }
 
 fn learn(
@@ -258,6 +263,7 @@ fn learn(
                 loss,
                 learning_rate,
                 segments_per_s,
+                eta_s,
                 ..
             } => {
                 if told.elapsed() > REPORT_PACE || update == updates {
@@ -275,6 +281,9 @@ fn learn(
                         learning_rate,
                         segments_per_second: segments_per_s,
                         validation_dice,
+                        penalty: 0.0,
+                        eta_seconds: eta_s,
+                        memory_mib: None,
                     };
                     // A daemon that is slow to listen misses some progress, and nothing else.
                     let _ = reports.try_send(report(Report::Progress(now)));

@@ -3,7 +3,8 @@
 use super::Error;
 use crate::trainer as wire;
 use rondo::recipe::{
-    Architecture, KdlReduction, Method, OptimizerOnArrival, Preset, Recipe, Select, VssNegatives,
+    Architecture, KdlReduction, Method, OptimizerOnArrival, Precision, Preset, Recipe, Select,
+    VssNegatives,
 };
 
 fn read<T>(field: &'static str, choice: Option<T>) -> Result<T, Error> {
@@ -39,6 +40,13 @@ impl From<&Recipe> for wire::Recipe {
             optimizer_on_arrival: r.optimizer_on_arrival.number(),
             select: r.select.number(),
             validate_every: r.validate_every,
+            precision: r.precision.number(),
+            augment_flips: r.augment_flips,
+            augment_scale: r.augment_scale,
+            augment_shift: r.augment_shift,
+            gradient_clip: r.gradient_clip,
+            anchor_lambda: r.anchor_lambda,
+            importance_segments: r.importance_segments,
         }
     }
 }
@@ -72,6 +80,13 @@ impl TryFrom<wire::Recipe> for Recipe {
             )?,
             select: read("select", Select::from_number(w.select))?,
             validate_every: w.validate_every,
+            precision: read("precision", Precision::from_number(w.precision))?,
+            augment_flips: w.augment_flips,
+            augment_scale: w.augment_scale,
+            augment_shift: w.augment_shift,
+            gradient_clip: w.gradient_clip,
+            anchor_lambda: w.anchor_lambda,
+            importance_segments: w.importance_segments,
         };
         let problems = recipe.problems();
         if problems.is_empty() { Ok(recipe) } else { Err(Error::Recipe(problems)) }
@@ -85,12 +100,25 @@ mod tests {
     #[test]
     fn recipes_survive_the_wire_and_bad_ones_do_not() {
         for preset in [Preset::Paper, Preset::Published] {
-            let recipe = Recipe::preset(preset);
+            let recipe = Recipe {
+                method: Method::Mas,
+                precision: Precision::Bf16,
+                augment_flips: true,
+                augment_scale: 0.1,
+                augment_shift: 0.2,
+                gradient_clip: 3.0,
+                anchor_lambda: 4.0,
+                importance_segments: 5,
+                ..Recipe::preset(preset)
+            };
             let wire = wire::Recipe::from(&recipe);
             for bad in [
                 wire::Recipe { method: 0, ..wire.clone() },
                 wire::Recipe { select: 9, ..wire.clone() },
                 wire::Recipe { n1: 0, ..wire.clone() },
+                wire::Recipe { precision: 0, ..wire.clone() },
+                wire::Recipe { anchor_lambda: 0.0, ..wire.clone() },
+                wire::Recipe { augment_scale: 1.0, ..wire.clone() },
                 wire::Recipe { learning_rate: f64::NAN, ..wire.clone() },
             ] {
                 assert!(Recipe::try_from(bad).is_err());

@@ -189,6 +189,12 @@ pub struct ProgressView {
     pub validation_dice: ::core::option::Option<f64>,
     #[prost(double, tag = "12")]
     pub eta_seconds: f64,
+    /// Of `ewc` and `mas`; 0 for other methods.
+    #[prost(double, tag = "13")]
+    pub penalty: f64,
+    /// Memory of the trainer's device in use, in MiB; absent where it cannot be told.
+    #[prost(uint32, optional, tag = "14")]
+    pub memory_mib: ::core::option::Option<u32>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListModelsRequest {}

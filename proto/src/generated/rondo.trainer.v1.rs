@@ -95,6 +95,15 @@ pub struct TrainProgress {
     pub segments_per_second: f64,
     #[prost(double, optional, tag = "12")]
     pub validation_dice: ::core::option::Option<f64>,
+    /// Of `ewc` and `mas`; 0 for other methods.
+    #[prost(double, tag = "13")]
+    pub penalty: f64,
+    /// Seconds to the end of the visit at the present rate.
+    #[prost(double, tag = "14")]
+    pub eta_seconds: f64,
+    /// Memory of the device in use, in MiB; absent where it cannot be told.
+    #[prost(uint32, optional, tag = "15")]
+    pub memory_mib: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TrainResult {
@@ -196,6 +205,20 @@ pub struct Recipe {
     pub select: i32,
     #[prost(uint32, tag = "25")]
     pub validate_every: u32,
+    #[prost(enumeration = "Precision", tag = "26")]
+    pub precision: i32,
+    #[prost(bool, tag = "27")]
+    pub augment_flips: bool,
+    #[prost(double, tag = "28")]
+    pub augment_scale: f64,
+    #[prost(double, tag = "29")]
+    pub augment_shift: f64,
+    #[prost(double, tag = "30")]
+    pub gradient_clip: f64,
+    #[prost(double, tag = "31")]
+    pub anchor_lambda: f64,
+    #[prost(uint32, tag = "32")]
+    pub importance_segments: u32,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -305,6 +328,8 @@ pub enum Method {
     Tl = 2,
     Lwf = 3,
     Mixed = 4,
+    Ewc = 5,
+    Mas = 6,
 }
 impl Method {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -318,6 +343,8 @@ impl Method {
             Self::Tl => "METHOD_TL",
             Self::Lwf => "METHOD_LWF",
             Self::Mixed => "METHOD_MIXED",
+            Self::Ewc => "METHOD_EWC",
+            Self::Mas => "METHOD_MAS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -328,6 +355,37 @@ impl Method {
             "METHOD_TL" => Some(Self::Tl),
             "METHOD_LWF" => Some(Self::Lwf),
             "METHOD_MIXED" => Some(Self::Mixed),
+            "METHOD_EWC" => Some(Self::Ewc),
+            "METHOD_MAS" => Some(Self::Mas),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Precision {
+    Unspecified = 0,
+    Fp32 = 1,
+    Bf16 = 2,
+}
+impl Precision {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PRECISION_UNSPECIFIED",
+            Self::Fp32 => "PRECISION_FP32",
+            Self::Bf16 => "PRECISION_BF16",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PRECISION_UNSPECIFIED" => Some(Self::Unspecified),
+            "PRECISION_FP32" => Some(Self::Fp32),
+            "PRECISION_BF16" => Some(Self::Bf16),
             _ => None,
         }
     }
