@@ -11,6 +11,7 @@ pub(crate) enum Purpose {
     OrderOfCases = 2,
     Centres = 3,
     OrderOfSegments = 4,
+    Augmentation = 5,
 }
 
 /// The stream of `(seed, purpose, a, b)`.
