@@ -9,6 +9,7 @@ pub mod device;
 pub mod infer;
 mod layers;
 pub mod loss;
+pub mod memory;
 pub mod network;
 pub mod optimizer;
 mod random;
