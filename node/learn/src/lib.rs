@@ -4,18 +4,29 @@
 //! Burn appears in no public signature but that of [`device::Device`]'s insides: models go in and out
 //! as [`checkpoint::Weights`], volumes as `ndarray` views. Files and sockets are not touched here.
 
+mod augment;
 pub mod checkpoint;
+mod clip;
 pub mod device;
+mod feed;
+pub mod forgetting;
+pub mod import;
 pub mod infer;
 mod layers;
 pub mod loss;
 pub mod memory;
+mod native;
 pub mod network;
 pub mod optimizer;
+pub mod parity;
 mod random;
+mod readings;
 pub mod report;
+pub mod resume;
 pub mod segment;
 pub mod train;
+mod update;
+mod validation;
 
 #[cfg(test)]
 mod golden;
