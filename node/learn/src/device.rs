@@ -137,6 +137,10 @@ impl Device {
         self.burn.sync().map_err(|e| e.to_string())
     }
 
+    pub(crate) fn is_libtorch(&self) -> bool {
+        self.choice != Choice::Flex
+    }
+
     pub(crate) fn burn(&self) -> &burn::tensor::Device {
         &self.burn
     }

@@ -7,10 +7,11 @@
 
 use crate::checkpoint::Weights;
 use crate::device::Device;
-use crate::network::{Frozen, OUT, STRIDE};
+use crate::network::{self, Frozen, OUT, STRIDE};
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Tensor, TensorData, TensorReadError};
 use ndarray::{Array3, ArrayView3, s};
+use rondo::recipe::Precision;
 
 /// Voxels that a full-resolution output sees on every side.
 const HALO: isize = 8;
@@ -23,6 +24,9 @@ const BLOCK_TILES: usize = 9;
 /// Why a volume could not be predicted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The pass failed.
+    #[error(transparent)]
+    Network(#[from] network::Error),
     /// Reading the result from the device failed.
     #[error("reading the prediction from the device failed: {0}")]
     Device(#[from] TensorReadError),
@@ -46,7 +50,7 @@ impl Model {
     /// Puts `weights` on `device`, BatchNorms folded into their convolutions.
     #[must_use]
     pub fn new(weights: &Weights, device: &Device) -> Self {
-        Self { frozen: Frozen::new(weights, device.burn()), device: device.clone() }
+        Self { frozen: Frozen::new(weights, device, Precision::Fp32), device: device.clone() }
     }
 
     pub(crate) fn from_frozen(frozen: Frozen, device: &Device) -> Self {
@@ -92,7 +96,7 @@ impl Model {
         let low = block.map(|b| b.low());
         let x1 = self.gather(image, &high);
         let x2 = self.gather(image, &low);
-        let logits = self.frozen.logits(x1, x2);
+        let logits = self.frozen.logits(x1, x2)?;
         let difference = logits.clone().narrow(1, 1, 1) - logits.narrow(1, 0, 1);
         let values = sigmoid(difference).try_into_vec_as::<f32>()?;
         let [a, b, c] = block.map(|b| OUT * b.tiles);

@@ -5,12 +5,14 @@
 //! bias, and followed by BatchNorm and ReLU.
 
 use crate::checkpoint::Weights;
+use crate::device;
 use crate::layers::{BRANCH1, BRANCH2, HEAD, Layer, Layers};
+use crate::native::{self, Native};
 use burn::tensor::activation::relu;
-use burn::tensor::module::{batch_norm_train, conv3d};
+use burn::tensor::module::{batch_norm, batch_norm_train, conv3d};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use rondo::recipe::Architecture;
+use rondo::recipe::{Architecture, Precision};
 use std::ops::Range;
 
 /// Edge of the full-resolution input.
@@ -22,9 +24,31 @@ pub const OUT: usize = 9;
 /// Voxels between two samples of the low-resolution input.
 pub const STRIDE: usize = 3;
 /// BatchNorm's ε.
-const EPSILON: f64 = 1e-5;
+pub(crate) const EPSILON: f64 = 1e-5;
 /// BatchNorm's momentum: weight of the newest batch in the running statistics.
-const MOMENTUM: f64 = 0.1;
+pub(crate) const MOMENTUM: f64 = 0.1;
+
+/// Why a pass could not be made. Nothing was changed by it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The device has no memory left for it.
+    #[error(
+        "the device has not enough memory for this; lower `mini_batch`, or free the device of other work"
+    )]
+    OutOfMemory,
+    /// The device failed.
+    #[error("the device failed: {0}")]
+    Device(String),
+}
+
+/// Which statistics BatchNorm normalises with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Statistics {
+    /// Those of the batch: training.
+    Batch,
+    /// The running ones: evaluation, but differentiable.
+    Running,
+}
 
 /// A model on a device, being trained.
 pub(crate) struct Network {
@@ -35,6 +59,16 @@ pub(crate) struct Network {
     mean: Tensor<1>,
     variance: Tensor<1>,
     upsampling: Tensor<2>,
+    /// How libtorch runs it; none composes it from Burn's operations, which any backend has.
+    native: Option<Native>,
+}
+
+/// What a training pass keeps for its backward pass.
+pub(crate) enum Tape {
+    /// Burn's own graph.
+    Composed { logits: Tensor<5>, leaves: Leaves, seen: BatchStatistics },
+    /// libtorch's.
+    Native { tape: Box<native::Tape>, layers: Layers },
 }
 
 /// Leaves of one update's gradient graph, in published order.
@@ -45,10 +79,12 @@ pub(crate) struct Leaves {
     last_bias: Tensor<1>,
 }
 
-/// What the training pass saw: per BatchNorm, the batch's mean, its unbiased variance.
-pub(crate) struct BatchStatistics {
-    means: Vec<Tensor<1>>,
-    variances: Vec<Tensor<1>>,
+/// What the training pass saw at every BatchNorm.
+pub(crate) enum BatchStatistics {
+    /// Mean and unbiased variance of the batch; empty where the running ones were used.
+    Seen { means: Vec<Tensor<1>>, variances: Vec<Tensor<1>> },
+    /// The running statistics with the batch taken in.
+    Running { mean: Tensor<1>, variance: Tensor<1> },
 }
 
 fn vector(values: &[f32], device: &Device) -> Tensor<1> {
@@ -56,8 +92,11 @@ fn vector(values: &[f32], device: &Device) -> Tensor<1> {
 }
 
 impl Network {
-    pub(crate) fn new(weights: &Weights, device: &Device) -> Self {
+    pub(crate) fn new(weights: &Weights, device: &device::Device, precision: Precision) -> Self {
+        let native = device.is_libtorch().then_some(Native { precision, recompute: false });
+        let device = device.burn();
         Self {
+            native,
             layers: Layers::new(&weights.architecture),
             architecture: weights.architecture,
             parameters: vector(&weights.parameters, device),
@@ -75,11 +114,28 @@ impl Network {
             mean: self.mean.try_to_vec_as()?,
             variance: self.variance.try_to_vec_as()?,
             optimizer: None,
+            importance: None,
+        })
+    }
+
+    /// The same network, composed from Burn's operations on any device; the yardstick of the other.
+    #[cfg(test)]
+    pub(crate) fn composed(weights: &Weights, device: &device::Device) -> Self {
+        Self { native: None, ..Self::new(weights, device, Precision::Fp32) }
+    }
+
+    /// What libtorch runs on.
+    fn state(&self) -> Result<native::State, Error> {
+        Ok(native::State {
+            parameters: native::inside(&self.parameters)?,
+            mean: native::inside(&self.mean)?,
+            variance: native::inside(&self.variance)?,
+            upsampling: native::inside(&self.upsampling)?,
         })
     }
 
     /// Starts a gradient graph at the parameters.
-    pub(crate) fn leaves(&self) -> Leaves {
+    fn leaves(&self) -> Leaves {
         let kernel = |range: &Range<usize>, shape| {
             kernel(&self.parameters, range, shape).autodiff().require_grad()
         };
@@ -95,52 +151,88 @@ impl Network {
         }
     }
 
-    /// Training pass: normalises with the batch's own statistics.
+    /// Forward pass that can be differentiated.
     ///
-    /// `x1` `[n, 1, 25, 25, 25]`, `x2` `[n, 1, 19, 19, 19]` → logits `[n, 2, 9, 9, 9]`.
-    pub(crate) fn train(
+    /// `x1` `[n, 1, 25, 25, 25]`, `x2` `[n, 1, 19, 19, 19]` → logits `[n, 2, 9, 9, 9]`, outside of any
+    /// gradient graph, and what [`Tape::gradient`] needs.
+    pub(crate) fn forward(
         &self,
-        leaves: &Leaves,
         x1: Tensor<5>,
         x2: Tensor<5>,
-    ) -> (Tensor<5>, BatchStatistics) {
-        let mut seen = BatchStatistics { means: Vec::new(), variances: Vec::new() };
+        statistics: Statistics,
+    ) -> Result<(Tensor<5>, Tape), Error> {
+        if let Some(native) = self.native {
+            let inputs = [&native::inside(&x1)?, &native::inside(&x2)?];
+            let (logits, tape) = native.forward(&self.layers, self.state()?, inputs, statistics)?;
+            let tape = Tape::Native { tape: Box::new(tape), layers: self.layers.clone() };
+            return Ok((native::outside(logits), tape));
+        }
+        let leaves = self.leaves();
+        let (mut means, mut variances) = (Vec::new(), Vec::new());
         let mut block = |i: usize, x: Tensor<5>| {
             let y = conv3d(x, leaves.kernels[i].clone(), None, valid());
+            let (gamma, beta) = (leaves.gammas[i].clone(), leaves.betas[i].clone());
+            if statistics == Statistics::Running {
+                let channels = &self.layers.normalised[i].channels;
+                let running = |of: &Tensor<1>| part(of, channels).autodiff();
+                let (mean, variance) = (running(&self.mean), running(&self.variance));
+                return batch_norm(y, gamma, beta, mean, variance, EPSILON);
+            }
             let [n, _, d, h, w] = y.dims();
             #[allow(clippy::cast_precision_loss)]
             let count = (n * d * h * w) as f64;
-            let (gamma, beta) = (leaves.gammas[i].clone(), leaves.betas[i].clone());
             let out = batch_norm_train(y, gamma, beta, EPSILON);
-            seen.means.push(out.mean.without_autodiff());
-            seen.variances.push(out.variance.without_autodiff() * (count / (count - 1.0).max(1.0)));
+            means.push(out.mean.without_autodiff());
+            variances.push(out.variance.without_autodiff() * (count / (count - 1.0).max(1.0)));
             out.output
         };
         let hidden = forward(x1, x2, &self.upsampling, &mut block);
         let last = leaves.kernels[self.layers.normalised.len()].clone();
-        (conv3d(hidden, last, Some(leaves.last_bias.clone()), valid()), seen)
+        let logits = conv3d(hidden, last, Some(leaves.last_bias.clone()), valid());
+        let seen = BatchStatistics::Seen { means, variances };
+        Ok((logits.clone().without_autodiff(), Tape::Composed { logits, leaves, seen }))
+    }
+
+    /// Goes on with less memory and the same mathematics; none if that is not possible. The sentence
+    /// is for the operator.
+    ///
+    /// Halving the mini-batch would change the numbers, since BatchNorm couples its segments; so the
+    /// activations are halved instead.
+    pub(crate) fn thriftier(&mut self) -> Option<&'static str> {
+        let native = self.native.as_mut().filter(|native| !native.recompute)?;
+        native.recompute = true;
+        Some(
+            "the device has too little memory for a mini-batch; activations are now computed twice \
+             instead of kept, which is slower and changes no result",
+        )
     }
 
     /// Takes a batch's statistics into the running ones, as PyTorch does (unbiased variance).
     pub(crate) fn adopt(&mut self, seen: BatchStatistics) {
-        let blend =
-            |old: &Tensor<1>, new| old.clone() * (1.0 - MOMENTUM) + Tensor::cat(new, 0) * MOMENTUM;
-        self.mean = blend(&self.mean, seen.means);
-        self.variance = blend(&self.variance, seen.variances);
+        match seen {
+            BatchStatistics::Seen { means, .. } if means.is_empty() => {}
+            BatchStatistics::Seen { means, variances } => {
+                let blend = |old: &Tensor<1>, new| {
+                    old.clone() * (1.0 - MOMENTUM) + Tensor::cat(new, 0) * MOMENTUM
+                };
+                self.mean = blend(&self.mean, means);
+                self.variance = blend(&self.variance, variances);
+            }
+            BatchStatistics::Running { mean, variance } => {
+                (self.mean, self.variance) = (mean, variance);
+            }
+        }
     }
 
     /// The model as it stands, frozen.
-    pub(crate) fn frozen(&self) -> Frozen {
-        let mut kernels = Vec::new();
-        let mut biases = Vec::new();
-        for layer in &self.layers.normalised {
-            let (kernel, bias) = self.folded(layer);
-            kernels.push(kernel);
-            biases.push(bias);
-        }
-        kernels.push(kernel(&self.parameters, &self.layers.last_weight, self.layers.last_kernel));
-        biases.push(part(&self.parameters, &self.layers.last_bias));
-        Frozen { kernels, biases, upsampling: self.upsampling.clone() }
+    pub(crate) fn frozen(&self, precision: Precision) -> Frozen {
+        let mut layers: Vec<_> = self.layers.normalised.iter().map(|l| self.folded(l)).collect();
+        layers.push((
+            kernel(&self.parameters, &self.layers.last_weight, self.layers.last_kernel),
+            part(&self.parameters, &self.layers.last_bias),
+        ));
+        let native = self.native.map(|native| Native { precision, ..native });
+        Frozen { layers, upsampling: self.upsampling.clone(), native }
     }
 
     /// Convolution and BatchNorm in evaluation mode as one convolution with bias.
@@ -154,9 +246,30 @@ impl Network {
     }
 }
 
+impl Tape {
+    /// Gradient of all parameters as one vector `[p]` in published order, from the loss's gradient by
+    /// the logits, `upstream` `[n, 2, 9, 9, 9]`; and what BatchNorm saw.
+    pub(crate) fn gradient(
+        self,
+        upstream: Tensor<5>,
+    ) -> Result<(Tensor<1>, BatchStatistics), Error> {
+        match self {
+            Self::Composed { logits, leaves, seen } => {
+                let mut grads = (logits * upstream.autodiff()).sum().backward();
+                Ok((leaves.gradients(&mut grads), seen))
+            }
+            Self::Native { tape, layers } => {
+                let gradient = tape.gradient(&layers, &native::inside(&upstream)?)?;
+                let (mean, variance) = tape.running;
+                let (mean, variance) = (native::outside(mean), native::outside(variance));
+                Ok((native::outside(gradient), BatchStatistics::Running { mean, variance }))
+            }
+        }
+    }
+}
+
 impl Leaves {
-    /// Gradients of all parameters as one vector `[p]` in published order.
-    pub(crate) fn gradients(&self, grads: &mut Gradients) -> Tensor<1> {
+    fn gradients(&self, grads: &mut Gradients) -> Tensor<1> {
         let take = |g: Option<Tensor<1>>, like: usize, device: &Device| {
             g.unwrap_or_else(|| Tensor::zeros([like], device))
         };
@@ -177,26 +290,36 @@ impl Leaves {
 
 /// A model that only evaluates: every BatchNorm folded into its convolution.
 pub(crate) struct Frozen {
-    kernels: Vec<Tensor<5>>,
-    biases: Vec<Tensor<1>>,
+    /// Kernel and bias of every layer.
+    layers: Vec<(Tensor<5>, Tensor<1>)>,
     upsampling: Tensor<2>,
+    native: Option<Native>,
 }
 
 impl Frozen {
-    pub(crate) fn new(weights: &Weights, device: &Device) -> Self {
-        Network::new(weights, device).frozen()
+    pub(crate) fn new(weights: &Weights, device: &device::Device, precision: Precision) -> Self {
+        Network::new(weights, device, precision).frozen(precision)
     }
 
     /// Evaluation pass: any number of aligned blocks at once.
     ///
     /// `x1` `[n, 1, 9a+16, 9b+16, 9c+16]`, `x2` `[n, 1, 3a+16, 3b+16, 3c+16]` → `[n, 2, 9a, 9b, 9c]`;
     /// segments are the case a = b = c = 1.
-    pub(crate) fn logits(&self, x1: Tensor<5>, x2: Tensor<5>) -> Tensor<5> {
+    pub(crate) fn logits(&self, x1: Tensor<5>, x2: Tensor<5>) -> Result<Tensor<5>, Error> {
+        if let Some(native) = self.native {
+            let layers = self.layers.iter();
+            let layers = layers.map(|(k, b)| Ok((native::inside(k)?, native::inside(b)?)));
+            let layers = layers.collect::<Result<Vec<_>, Error>>()?;
+            let upsampling = native::inside(&self.upsampling)?;
+            let (x1, x2) = (native::inside(&x1)?, native::inside(&x2)?);
+            return Ok(native::outside(native.evaluate(layers, upsampling, &x1, &x2)?));
+        }
         let mut block = |i: usize, x: Tensor<5>| {
-            conv3d(x, self.kernels[i].clone(), Some(self.biases[i].clone()), valid())
+            let (kernel, bias) = self.layers[i].clone();
+            conv3d(x, kernel, Some(bias), valid())
         };
         let hidden = forward(x1, x2, &self.upsampling, &mut block);
-        block(HEAD.end, hidden)
+        Ok(block(HEAD.end, hidden))
     }
 }
 
@@ -292,25 +415,4 @@ fn part(vector: &Tensor<1>, range: &Range<usize>) -> Tensor<1> {
 
 fn kernel(vector: &Tensor<1>, range: &Range<usize>, shape: [usize; 5]) -> Tensor<5> {
     part(vector, range).reshape(shape)
-}
-
-/// Evaluation pass with BatchNorm as its own operation; the yardstick for the folded one.
-#[cfg(test)]
-impl Network {
-    pub(crate) fn evaluate(&self, x1: Tensor<5>, x2: Tensor<5>) -> Tensor<5> {
-        let mut block = |i: usize, x: Tensor<5>| {
-            let layer = &self.layers.normalised[i];
-            burn::tensor::module::batch_norm(
-                conv3d(x, kernel(&self.parameters, &layer.weight, layer.kernel), None, valid()),
-                part(&self.parameters, &layer.gamma),
-                part(&self.parameters, &layer.beta),
-                part(&self.mean, &layer.channels),
-                part(&self.variance, &layer.channels),
-                EPSILON,
-            )
-        };
-        let hidden = forward(x1, x2, &self.upsampling, &mut block);
-        let last = kernel(&self.parameters, &self.layers.last_weight, self.layers.last_kernel);
-        conv3d(hidden, last, Some(part(&self.parameters, &self.layers.last_bias)), valid())
-    }
 }
