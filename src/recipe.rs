@@ -105,6 +105,7 @@ choices! {
     }
 }
 
+#[allow(clippy::derivable_impls)] // `choices!` gives no type a default
 impl Default for Precision {
     fn default() -> Self {
         Self::Fp32

@@ -2,6 +2,7 @@
 
 use crate::exit::{Exit, Failure};
 use crate::output::note;
+use crate::render::span;
 use serde_json::Value;
 use std::env;
 use std::ffi::OsString;
@@ -177,6 +178,24 @@ pub(crate) fn show_event(event: &Value) {
             let (epoch, dice) = (number("epoch"), number("dice"));
             note(&format!("epoch {epoch}: validation Dice {dice:.3}"));
         }
+        "update" if is_milestone(number("update"), number("updates")) => {
+            let part = |key: &str| event["loss"][key].as_f64().unwrap_or_default();
+            note(&format!(
+                "update {}/{}: CE {:.4}, VSS {:.4}, KDL {:.3}, {:.0} segments/s, ETA {}",
+                number("update"),
+                number("updates"),
+                part("ce"),
+                part("vss"),
+                part("kdl"),
+                number("segments_per_s"),
+                span(number("eta_s")),
+            ));
+        }
         _ => {}
     }
+}
+
+/// Some twenty lines for a log, whatever the length of the visit.
+fn is_milestone(update: f64, updates: f64) -> bool {
+    update % (updates / 20.0).floor().max(1.0) == 0.0
 }

@@ -4,7 +4,7 @@ use crate::args::{Global, Round};
 use crate::commands::now;
 use crate::daemon::read_file;
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, line, on_terminal};
+use crate::output::{Output, document, line, on_terminal};
 use crate::render::follow::Follower;
 use crate::render::round::{progress_text, round_json, round_text, rounds_text};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -77,7 +77,8 @@ async fn list(global: &Global, output: Output) -> Result<(), Failure> {
     output.give("rondo.rounds/1", body, || rounds_text(&rounds))
 }
 
-/// Follows a round to its end. With `--json` only the last state is given, on standard output.
+/// Follows a round to its end. With `--json` every change gives a document with all figures, a line
+/// each, on standard output; the last one is the finished round.
 async fn watch(name: &str, global: &Global, output: Output) -> Result<(), Failure> {
     let attempted = format!("watching round {name}");
     let refused = |status| Failure::refused(&attempted, &status);
@@ -91,6 +92,7 @@ async fn watch(name: &str, global: &Global, output: Output) -> Result<(), Failur
     });
     let mut follower = Follower::default();
     let mut said = Instant::now();
+    let mut given = None;
     while let Some(view) = views.next().await {
         let view = view.map_err(refused)?;
         let mut news = follower.observe(&view);
@@ -115,6 +117,10 @@ async fn watch(name: &str, global: &Global, output: Output) -> Result<(), Failur
                 live.finish_and_clear();
             }
             return output.give(SCHEMA, round_json(&view), || round_text(&view));
+        }
+        if output.json && given.as_ref() != Some(&view) {
+            line(&document(SCHEMA, round_json(&view))?);
+            given = Some(view);
         }
     }
     let text = format!(

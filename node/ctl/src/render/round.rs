@@ -1,6 +1,6 @@
 //! Rounds and their visits.
 
-use super::{figure, short, span, table};
+use super::{bytes, figure, short, span, table};
 use rondo_proto::control::{ProgressView, RoundPhase, RoundView, VisitPhase, VisitView};
 use serde_json::{Value, json};
 
@@ -70,10 +70,12 @@ fn progress_json(p: &ProgressView) -> Value {
         "cross_entropy": p.cross_entropy,
         "vss": p.vss,
         "kdl": p.kdl,
+        "penalty": p.penalty,
         "learning_rate": p.learning_rate,
         "segments_per_second": p.segments_per_second,
         "validation_dice": p.validation_dice,
         "eta_seconds": p.eta_seconds,
+        "memory_mib": p.memory_mib,
     })
 }
 
@@ -140,10 +142,15 @@ fn visits_table(visits: &[VisitView]) -> String {
 
 /// One line about a training under way.
 pub(crate) fn progress_text(p: &ProgressView) -> String {
+    let penalty =
+        if p.penalty > 0.0 { format!(" penalty {:.4}", p.penalty) } else { String::new() };
     let validation =
         p.validation_dice.map_or_else(String::new, |d| format!(" · validation Dice {d:.3}"));
+    let memory = p
+        .memory_mib
+        .map_or_else(String::new, |mib| format!(" · {} in use", bytes(u64::from(mib) << 20)));
     format!(
-        "epoch {}/{} · update {}/{} · CE {:.4} VSS {:.4} KDL {:.3} · lr {:.1e}{validation} · {:.0} segments/s · ETA {}",
+        "epoch {}/{} · update {}/{} · CE {:.4} VSS {:.4} KDL {:.3}{penalty} · lr {:.1e}{validation} · {:.0} segments/s{memory} · ETA {}",
         p.epoch,
         p.epochs,
         p.update,
@@ -205,5 +212,39 @@ mod tests {
         assert_eq!(json["visits"][0]["phase"], "training");
         assert_eq!(json["visits"][0]["weights"], Value::Null);
         assert_eq!(json["phase"], "running");
+    }
+
+    #[test]
+    fn every_live_figure_is_shown() {
+        let progress = ProgressView {
+            visit: 3,
+            epoch: 2,
+            epochs: 8,
+            update: 40,
+            updates: 160,
+            cross_entropy: 0.125,
+            vss: 0.5,
+            kdl: 2.0,
+            penalty: 0.0625,
+            learning_rate: 1e-3,
+            segments_per_second: 420.0,
+            validation_dice: Some(0.75),
+            eta_seconds: 75.0,
+            memory_mib: Some(1536),
+        };
+        let text = progress_text(&progress);
+        assert_eq!(
+            text,
+            "epoch 2/8 · update 40/160 · CE 0.1250 VSS 0.5000 KDL 2.000 penalty 0.0625 · lr 1.0e-3 \
+             · validation Dice 0.750 · 420 segments/s · 1.5 GiB in use · ETA 1 min 15 s"
+        );
+        let text = progress_text(&ProgressView::default());
+        assert!(!text.contains("penalty") && !text.contains("in use"), "{text}");
+        let round = RoundView { progress: Some(progress), ..Default::default() };
+        let json = &round_json(&round)["progress"];
+        for (key, value) in [("penalty", 0.0625), ("memory_mib", 1536.0), ("eta_seconds", 75.0)] {
+            assert_eq!(json[key].as_f64(), Some(value), "{key}");
+        }
+        assert!(round_text(&round).contains("visit 3 here: epoch 2/8"));
     }
 }
