@@ -24,13 +24,17 @@ pub enum Command {
     Train(Train),
     /// Segment images with a model.
     Predict(Predict),
+    /// Bring a model from elsewhere into Rondo's own layout.
+    Import(Import),
     /// Print a recipe with every value resolved, as a recipe file.
     ShowRecipe(Recipe),
     /// Train for the daemon of this site, visit after visit.
     Serve(Serve),
     /// Measure how fast this machine trains or segments.
     Bench(Bench),
-    /// Show that this process cannot do what it must not.
+    /// Check this build on this device against golden numbers; one JSON line a check.
+    Parity(Parity),
+    /// Show that this process cannot do what it must not, and computes what it must.
     SelfTest(SelfTest),
 }
 
@@ -62,12 +66,18 @@ pub struct Train {
     /// Folder for model.safetensors, report.json and recipe.toml.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Model to go on from; without one, a fresh model is made.
+    /// Model to go on from, of any kind that `import` reads; without one, a fresh model is made.
     #[arg(long, value_name = "FILE")]
     pub init: Option<PathBuf>,
     /// Seed of every random draw.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Begin anew: ignore the state of an interrupted visit, and overwrite a result.
+    #[arg(long)]
+    pub fresh: bool,
+    /// Seconds between two states on disk, with which an interrupted visit goes on.
+    #[arg(long, value_name = "SECONDS", default_value_t = crate::unfinished::SAVE_EVERY_S)]
+    pub save_every: u32,
     /// auto, cpu, cuda:N or flex.
     #[arg(long, default_value_t = Choice::Auto)]
     pub device: Choice,
@@ -79,7 +89,7 @@ pub struct Train {
 /// Arguments of `predict`.
 #[derive(Debug, Group)]
 pub struct Predict {
-    /// Model file (safetensors).
+    /// Model file, of any kind that `import` reads.
     #[arg(long, value_name = "FILE")]
     pub model: PathBuf,
     /// Cohort file, or the folder it lies in.
@@ -111,6 +121,23 @@ pub struct Predict {
     pub json: bool,
 }
 
+/// Arguments of `import`.
+#[derive(Debug, Group)]
+pub struct Import {
+    /// Model to read: a published checkpoint of torch.save (.tar), or safetensors.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Model to write (safetensors).
+    #[arg(long, value_name = "MODEL.safetensors")]
+    pub out: PathBuf,
+    /// Keep Adam's state, for recipes that carry it.
+    #[arg(long)]
+    pub with_optimizer: bool,
+    /// Notes and result as JSON lines.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `serve`.
 #[derive(Debug, Group)]
 pub struct Serve {
@@ -130,15 +157,27 @@ pub struct Bench {
     /// Segments per update.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub batch: u32,
+    /// Arithmetic of our convolutions: fp32 or bf16.
+    #[arg(long, default_value_t = rondo::recipe::Precision::Fp32)]
+    pub precision: rondo::recipe::Precision,
+    /// Method of the updates: tl, or lwf with a teacher.
+    #[arg(long, default_value_t = rondo::recipe::Method::Tl)]
+    pub method: rondo::recipe::Method,
     /// Widths of the network.
     #[arg(long, value_name = "N1,N2,N3,M", default_value = "30,40,50,150")]
     pub widths: Numbers<4>,
-    /// Shape of the volume to segment.
+    /// Shape of the volume to cut segments from, or to segment.
     #[arg(long, value_name = "X,Y,Z", default_value = "240,240,155")]
     pub shape: Numbers<3>,
-    /// Updates or volumes to measure.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub repeats: u32,
+    /// Updates (30) or volumes (2) to measure at least.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub repeats: Option<u32>,
+    /// A Python that has PyTorch: does the same work in turns with us, and the ratio is told.
+    #[arg(long, value_name = "PYTHON")]
+    pub peer: Option<PathBuf>,
+    /// Python file with the peer's network instead of the built-in one.
+    #[arg(long, value_name = "FILE", requires = "peer")]
+    pub network: Option<PathBuf>,
     /// auto, cpu, cuda:N or flex.
     #[arg(long, default_value_t = Choice::Auto)]
     pub device: Choice,
@@ -216,6 +255,17 @@ impl From<BackgroundName> for Background {
     }
 }
 
+/// Arguments of `parity`.
+#[derive(Debug, Group)]
+pub struct Parity {
+    /// Folder of golden numbers: learning.json and the files it speaks of.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value_t = Choice::Auto)]
+    pub device: Choice,
+}
+
 /// Arguments of `self-test`.
 #[derive(Debug, Group)]
 pub struct SelfTest {
@@ -232,5 +282,11 @@ pub enum SelfTestOf {
         /// Address of a listener that is really there.
         #[arg(long, default_value = "127.0.0.1:80")]
         connect: SocketAddr,
+    },
+    /// Compute what is known and compare: `parity` with the small golden numbers inside this program.
+    Numbers {
+        /// auto, cpu, cuda:N or flex.
+        #[arg(long, default_value_t = Choice::Auto)]
+        device: Choice,
     },
 }

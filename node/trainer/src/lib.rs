@@ -5,14 +5,19 @@ pub mod args;
 mod bench;
 pub mod cases;
 mod config;
+mod import;
+mod fault;
 mod kept;
+mod metrics;
 mod output;
+mod parity;
 mod predict;
 pub mod recipe;
 pub mod sandbox;
 mod self_test;
 mod serve;
 mod surroundings;
+mod tensorboard;
 mod train;
 
 use args::{Args, Command};
@@ -47,9 +52,11 @@ pub fn main() -> ExitCode {
     let done = match args.command {
         Command::Train(args) => train::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Import(args) => import::run(&args),
         Command::ShowRecipe(args) => recipe::show(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Parity(args) => parity::run(&args),
         Command::SelfTest(args) => self_test::run(&args),
     };
     match done {

@@ -1,8 +1,8 @@
 //! `train`: one visit of this site, without a daemon.
 
-use crate::cases::{Cases, cohort};
+use crate::cases::{self, Cases, cohort};
 use crate::output::{Output, SCHEMA};
-use crate::{DONE, args, recipe};
+use crate::{DONE, args, import, recipe};
 use anyhow::{Context, Result, bail};
 use rondo::ids::Digest;
 use rondo_imaging::cohort::Split;
@@ -11,27 +11,42 @@ use rondo_learn::checkpoint::Weights;
 use rondo_learn::device::Device;
 use rondo_learn::train::{Visit, train};
 use serde_json::json;
-use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// Largest model file that is read: the widest network with optimizer state stays below it.
-const MODEL_MAX_BYTES: u64 = 4 << 30;
-
-/// Reads a model file.
+/// Reads a model file of any kind that is recognised. The digest is that of our own layout.
 ///
 /// # Errors
-/// A file that cannot be read or is no model of Rondo.
+/// A file that cannot be read or holds no model.
 pub(crate) fn model(path: &Path) -> Result<(Weights, Digest)> {
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path)
-        .with_context(|| format!("opening the model {}", path.display()))?;
-    file.take(MODEL_MAX_BYTES)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("reading the model {}", path.display()))?;
-    let weights = Weights::from_bytes(&bytes)
-        .with_context(|| format!("reading the model {}", path.display()))?;
-    Ok((weights, Digest::of(&bytes)))
+    let weights = import::read(path)?.weights;
+    let digest = Digest::of(&weights.to_bytes());
+    Ok((weights, digest))
+}
+
+/// The model handed on, in the folder of a visit.
+const MODEL: &str = "model.safetensors";
+/// What was done, beside it.
+const REPORT: &str = "report.json";
+/// The state of a visit that is not finished.
+const STATE: &str = "unfinished.state";
+/// The last good model of a visit that ended in bad numbers.
+const LAST_GOOD: &str = "last-good.safetensors";
+/// Largest report that is read back: 100 000 validations stay below it.
+const REPORT_MAX_BYTES: u64 = 32 << 20;
+
+/// `report.json`.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    schema: u32,
+    /// Which visit this was: recipe, seed, received model, device and images.
+    identity: Digest,
+    model: Digest,
+    received: Option<Digest>,
+    device: String,
+    seed: u64,
+    recipe: serde_json::Value,
+    visit: Report,
 }
 
 pub(crate) fn run(args: &args::Train) -> Result<u8> {
@@ -45,7 +60,6 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
         let path = args.out.join(name);
         durable::write(&path, bytes).with_context(|| format!("writing {}", path.display()))
     };
-    write("recipe.toml", recipe::to_toml(&recipe).as_bytes())?;
 
     let output = Output::new(args.json);
     let device = Device::open(args.device)?;
@@ -67,15 +81,6 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
         bail!("the cohort {} has no usable training case", args.cohort.display());
     }
     let unread = training.set_aside.len() + validation.set_aside.len();
-
-    let mut broken = None;
-    let mut tell = |event| match output.progress(&event) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(e) => {
-            broken = Some(e);
-            ControlFlow::Break(())
-        }
-    };
     let visit = Visit {
         recipe: &recipe,
         seed: args.seed,
@@ -83,32 +88,98 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
         cases: &training.views(),
         validation: &validation.views(),
     };
-    let outcome = train(&visit, &device, &mut tell);
-    output.finish();
-    if let Some(e) = broken {
-        return Err(e.context("printing progress"));
+    let identity = identity(&visit, &device, images([&training, &validation]));
+    let unfinished =
+        Unfinished::at(args.out.join(STATE), Duration::from_secs(args.save_every.into()));
+    if args.fresh {
+        unfinished.forget()?;
+    } else if let Some(done) = finished(&args.out, identity)? {
+        unfinished.forget()?;
+        output.notice("this visit was trained before; its result is left as it is (--fresh trains it again)")?;
+        tell_result(&output, &args.out, &done)?;
+        return Ok(DONE);
     }
-    let mut outcome = outcome.context("training")?;
+    write("recipe.toml", recipe::to_toml(&recipe).as_bytes())?;
+    let saved = match unfinished.read() {
+        Ok(saved) => saved,
+        Err(e) => {
+            output.notice(&format!("{e:#}; training begins anew"))?;
+            None
+        }
+    };
+    let made = saved.as_ref().filter(|s| s.is_of(identity)).map_or(0, Saved::updates);
+    let log = Log::open(&args.out, made)?;
+
+    let mut here = Here { output: &output, log, unfinished, broken: None };
+    let outcome = fault::caught(|| go_on(&visit, &device, identity, saved, &mut here));
+    output.finish();
+    let Here { unfinished, broken, .. } = here;
+    if let Some(e) = broken {
+        return Err(e.context("telling what happens"));
+    }
+    let mut outcome = match outcome? {
+        Err(e @ Error::NotFinite { .. }) => {
+            return Err(anyhow!(e).context(match unfinished.read() {
+                Ok(Some(good)) => {
+                    write(LAST_GOOD, &good.weights().to_bytes())?;
+                    format!("training; the model after update {} is in {LAST_GOOD}", good.updates())
+                }
+                _ => "training".to_owned(),
+            }));
+        }
+        outcome => outcome.context("training")?,
+    };
     outcome.report.set_aside += u32::try_from(unread).unwrap_or(u32::MAX);
     let bytes = outcome.weights.to_bytes();
-    let digest = Digest::of(&bytes);
-    write("model.safetensors", &bytes)?;
-    let report = json!({
-        "schema": SCHEMA,
-        "model": digest,
-        "received": init.map(|(_, digest)| digest),
-        "device": described,
-        "seed": args.seed,
-        "recipe": recipe,
-        "visit": outcome.report,
-    });
-    write("report.json", format!("{report:#}\n").as_bytes())?;
-    let path = args.out.join("model.safetensors");
-    let r = &outcome.report;
+    let done = Written {
+        schema: SCHEMA,
+        identity,
+        model: Digest::of(&bytes),
+        received: init.map(|(_, digest)| digest),
+        device: described,
+        seed: args.seed,
+        recipe: serde_json::to_value(&recipe)?,
+        visit: outcome.report,
+    };
+    write(MODEL, &bytes)?;
+    write(REPORT, format!("{}\n", serde_json::to_string_pretty(&done)?).as_bytes())?;
+    unfinished.forget()?;
+    tell_result(&output, &args.out, &done)?;
+    Ok(DONE)
+}
+
+/// The result that lies in `out`, if it is the one of the visit of this `identity`.
+///
+/// # Errors
+/// A result of another visit, which is not overwritten.
+fn finished(out: &Path, identity: Digest) -> Result<Option<Written>> {
+    let path = out.join(REPORT);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let mut text = Vec::new();
+    std::fs::File::open(&path)
+        .and_then(|file| file.take(REPORT_MAX_BYTES).read_to_end(&mut text))
+        .with_context(|| format!("reading {}", path.display()))?;
+    let written = serde_json::from_slice::<Written>(&text).ok().filter(|w| w.identity == identity);
+    let Some(written) = written else {
+        bail!(
+            "{} holds the result of another visit (recipe, seed, received model, device or images \
+             differ); choose another folder, or overwrite it with --fresh",
+            out.display()
+        );
+    };
+    // A model that is missing or changed since is trained again.
+    Ok(model(&out.join(MODEL)).ok().filter(|(_, digest)| *digest == written.model).map(|_| written))
+}
+
+fn tell_result(output: &Output, out: &Path, done: &Written) -> Result<()> {
+    let path = out.join(MODEL);
+    let r = &done.visit;
     let dice = |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |v| format!("{v:.4}"));
     output.event(
         "result",
-        json!({"model": digest, "path": path, "visit": r}),
+        json!({"model": done.model, "path": path, "visit": r}),
         &format!(
             "{} updates of {} segments in {:.1} s; validation Dice {} before, {} after (epoch {}); model {} at {}",
             r.updates,
@@ -117,9 +188,39 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
             dice(r.dice_before),
             dice(r.dice_after),
             r.chosen_epoch,
-            digest.short(),
+            done.model.short(),
             path.display(),
         ),
-    )?;
-    Ok(DONE)
+    )
+}
+
+/// Who runs a local visit: the screen, the figures on disk, the state on disk.
+struct Here<'o> {
+    output: &'o Output,
+    log: Log,
+    unfinished: Unfinished,
+    /// Why nothing more can be told.
+    broken: Option<anyhow::Error>,
+}
+
+impl Listener for Here<'_> {
+    fn hear(&mut self, event: Progress) -> ControlFlow<()> {
+        match self.output.progress(&event).and_then(|()| self.log.hear(&event)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(e) => {
+                self.broken.get_or_insert(e);
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    fn wants_state(&mut self) -> bool {
+        self.unfinished.due()
+    }
+
+    fn keep(&mut self, state: &Saved) {
+        if let Some(text) = self.unfinished.keep(state) {
+            let _ = self.output.notice(&text);
+        }
+    }
 }
