@@ -11,6 +11,7 @@ pub mod lesion;
 pub mod metrics;
 pub mod nifti;
 pub mod phantom;
+pub mod prepared;
 pub mod preprocess;
 pub mod repeats;
 pub mod surface;

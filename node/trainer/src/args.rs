@@ -193,6 +193,8 @@ pub enum BenchOf {
     Step,
     /// One whole volume.
     Infer,
+    /// Cutting segments, against what the device consumes.
+    Sample,
 }
 
 /// Positive numbers separated by commas.

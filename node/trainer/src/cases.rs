@@ -1,16 +1,16 @@
-//! A site's cases in memory, as training and inference want them.
+//! A site's cases, mapped from their prepared files, as training wants them.
 
 use anyhow::{Context, Result};
 use rondo_imaging::cohort::{Cohort, Split};
-use rondo_imaging::preprocess::{PreparedCase, prepare};
+use rondo_imaging::prepared::{Prepared, Store};
 use rondo_learn::segment::Case;
 use std::path::Path;
 
 /// Cases of one split that could be read, and what was said about the others.
 #[derive(Debug, Default)]
 pub struct Cases {
-    /// Ready to use.
-    pub ready: Vec<PreparedCase>,
+    /// Ready to use, in the order of the cohort.
+    pub ready: Vec<Prepared>,
     /// One sentence per case that was set aside.
     pub set_aside: Vec<String>,
     /// One sentence per peculiarity of a case that is used.
@@ -18,34 +18,69 @@ pub struct Cases {
 }
 
 impl Cases {
-    /// Reads and prepares the cases of `split`. `told` hears how many are done, of how many.
-    #[must_use]
-    pub fn load(cohort: &Cohort, split: Split, mut told: impl FnMut(usize, usize)) -> Self {
+    /// Maps the cases of `split`; those that are not in the store yet, or whose files changed, are
+    /// prepared first. `told` hears how many are done, of how many.
+    ///
+    /// # Errors
+    /// What is wrong with the store, for example a full disk. A bad case is set aside instead.
+    pub fn load(
+        cohort: &Cohort,
+        split: Split,
+        store: &Store,
+        mut told: impl FnMut(usize, usize),
+    ) -> Result<Self> {
         let wanted: Vec<_> = cohort.split(split).collect();
+        let results = store
+            .cases(cohort, &wanted, |progress| told(progress.done, progress.total))
+            .with_context(|| format!("preparing the {} cases", split.name()))?;
         let mut cases = Self::default();
-        for (done, case) in wanted.iter().enumerate() {
-            match prepare(cohort, case) {
+        for (case, result) in wanted.iter().zip(results) {
+            match result {
                 Ok(prepared) => {
-                    let notices = prepared.notices.iter();
+                    let notices = prepared.notices().iter();
                     cases.notices.extend(notices.map(|text| format!("case `{}`: {text}", case.id)));
                     cases.ready.push(prepared);
                 }
                 Err(e) => cases.set_aside.push(format!("case `{}` is set aside: {e}", case.id)),
             }
-            told(done + 1, wanted.len());
         }
-        cases
+        Ok(cases)
     }
 
     /// What the learning library trains on.
     #[must_use]
     pub fn views(&self) -> Vec<Case<'_>> {
-        let view = |c| {
-            let PreparedCase { id, image, label, brain, .. }: &PreparedCase = c;
-            Case { id, image: image.view(), label: label.view(), brain: brain.view() }
+        let view = |case| {
+            let case: &Prepared = case;
+            Case { id: &case.id, image: case.image(), label: case.label(), brain: case.brain() }
         };
         self.ready.iter().map(view).collect()
     }
+
+    /// What the cases hold, in their order: equal digests, equal arrays.
+    #[must_use]
+    pub fn digests(&self) -> Vec<[u8; 32]> {
+        self.ready.iter().map(Prepared::digest).collect()
+    }
+}
+
+/// Opens the prepared cases in a work folder.
+///
+/// # Errors
+/// A folder that cannot be made, or that other users may write to.
+pub fn store(work: &Path) -> Result<Store> {
+    Ok(Store::open(&work.join("prepared"))?)
+}
+
+/// Removes the prepared cases that none of `used` has.
+///
+/// # Errors
+/// A file that cannot be removed.
+pub fn prune(store: &Store, used: &[&Cases]) -> Result<()> {
+    store
+        .prune(used.iter().flat_map(|cases| cases.digests()))
+        .context("removing prepared cases that are no longer used")?;
+    Ok(())
 }
 
 /// Reads a cohort file, or the one inside a folder.

@@ -10,6 +10,7 @@ use rondo::checkpoint::{Extras, Layout, VerifiedCheckpoint};
 use rondo::ids::Digest;
 use rondo::recipe::Recipe;
 use rondo_imaging::cohort::{Cohort, Split};
+use rondo_imaging::prepared::Store;
 use rondo_learn::checkpoint::Weights;
 use rondo_learn::device::{Choice, Device};
 use rondo_learn::report::Progress;
@@ -59,7 +60,10 @@ pub(crate) fn run(args: &args::Serve) -> Result<u8> {
     let device = Device::open(config.device)?;
     tracing::info!("device: {}", device.describe());
     let cohort = crate::cases::cohort(&config.cohort)?;
-    let (training, validation) = (load(&cohort, Split::Train), load(&cohort, Split::Validation));
+    let store = crate::cases::store(&config.work)?;
+    let training = load(&cohort, Split::Train, &store)?;
+    let validation = load(&cohort, Split::Validation, &store)?;
+    crate::cases::prune(&store, &[&training, &validation])?;
     let quarantined = training.set_aside.len() + validation.set_aside.len();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let mut version = env!("CARGO_PKG_VERSION").split('.').map(|p| p.parse().unwrap_or(0));
@@ -87,13 +91,13 @@ pub(crate) fn run(args: &args::Serve) -> Result<u8> {
     ended
 }
 
-fn load(cohort: &Cohort, split: Split) -> Cases {
-    let cases = Cases::load(cohort, split, |_, _| ());
+fn load(cohort: &Cohort, split: Split, store: &Store) -> Result<Cases> {
+    let cases = Cases::load(cohort, split, store, |_, _| ())?;
     tracing::info!("{}: {} cases ready", split.name(), cases.ready.len());
     for text in cases.set_aside.iter().chain(&cases.notices) {
         tracing::warn!("{text}");
     }
-    cases
+    Ok(cases)
 }
 
 /// Tells a visit to stop when dropped, whichever way the daemon went.

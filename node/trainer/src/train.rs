@@ -65,13 +65,14 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
     let device = Device::open(args.device)?;
     let described = device.describe();
     output.event("device", json!({"device": described}), &format!("device: {described}"))?;
+    let store = store(&args.out)?;
     let load = |split: Split| -> Result<Cases> {
         let mut failed = Ok(());
         let what = format!("{} cases read", split.name());
-        let cases = Cases::load(&cohort, split, |done, total| {
+        let cases = Cases::load(&cohort, split, &store, |done, total| {
             let told = output.count(&what, done, total);
             failed = std::mem::replace(&mut failed, Ok(())).and(told);
-        });
+        })?;
         failed?;
         cases.set_aside.iter().chain(&cases.notices).try_for_each(|text| output.notice(text))?;
         Ok(cases)
