@@ -195,24 +195,36 @@ fn add_skip(mut y: Tensor, x: &Tensor) -> Result<Tensor, TchError> {
     y.f_add_(&middle.f_constant_pad_nd([0, 0, 0, 0, 0, 0, 0, missing])?)
 }
 
-/// Trilinear ×3 of every aligned 3³ block on its own, as in [`crate::network`].
-/// `[n, c, 3a, 3b, 3c]` → `[n, c, 9a, 9b, 9c]`.
+/// Trilinear ×3 of one aligned 3³ block per segment, as in [`crate::network`].
+/// `[n, c, 3, 3, 3]` → `[n, c, 9, 9, 9]`.
 fn upsample(x: &Tensor, matrix: &Tensor) -> Result<Tensor, TchError> {
-    let size = x.size();
-    let (nc, [a, b, c]) = (size[0] * size[1], [2, 3, 4].map(|axis| size[axis] / 3));
-    let matrix = matrix.f_to_kind(x.kind())?;
+    let [n, c] = [x.size()[0], x.size()[1]];
     let edge = OUT as i64;
-    let blocks = if [a, b, c] == [1; 3] {
-        x.f_reshape([nc, 27])?.f_matmul(&matrix)?
-    } else {
-        x.f_reshape([nc, a, 3, b, 3, c, 3])?
-            .f_permute([0, 1, 3, 5, 2, 4, 6])?
-            .f_reshape([nc * a * b * c, 27])?
-            .f_matmul(&matrix)?
-            .f_view(&[nc, a, b, c, edge, edge, edge][..])?
-            .f_permute([0, 1, 4, 2, 5, 3, 6])?
-    };
-    blocks.f_reshape([size[0], size[1], edge * a, edge * b, edge * c])
+    let matrix = matrix.f_to_kind(x.kind())?;
+    x.f_reshape([n * c, 27])?.f_matmul(&matrix)?.f_view([n, c, edge, edge, edge])
+}
+
+/// The same of every aligned 3³ block on its own, channels innermost.
+/// `[n, c, 3a, 3b, 3c]` → `[n, c, 9a, 9b, 9c]`.
+fn upsample_blocks(x: &Tensor, matrix: &Tensor) -> Result<Tensor, TchError> {
+    let size = x.size();
+    let (n, channels) = (size[0], size[1]);
+    let [a, b, c] = [2, 3, 4].map(|axis| size[axis] / 3);
+    let edge = OUT as i64;
+    x.f_reshape(&[n, channels, a, 3, b, 3, c, 3][..])?
+        .f_permute([0, 2, 4, 6, 1, 3, 5, 7])?
+        .f_reshape([n * a * b * c * channels, 27])?
+        .f_matmul(&matrix.f_to_kind(x.kind())?)?
+        .f_view(&[n, a, b, c, channels, edge, edge, edge][..])?
+        .f_permute([0, 1, 5, 2, 6, 3, 7, 4])?
+        .f_reshape([n, edge * a, edge * b, edge * c, channels])?
+        .f_permute([0, 4, 1, 2, 3])
+}
+
+/// The same tensor with its channels innermost in memory. Convolutions take and give it as it is
+/// then, which spares two reorderings each; BatchNorm in training is slower so, and stays as it was.
+fn channels_innermost(x: &Tensor) -> Result<Tensor, TchError> {
+    x.f_permute([0, 2, 3, 4, 1])?.f_contiguous()?.f_permute([0, 4, 1, 2, 3])
 }
 
 /// How a network's passes run.
@@ -391,7 +403,7 @@ impl Native {
         let layers = layers.into_iter().enumerate().map(|(i, (kernel, bias))| {
             // As the losses, the last layer is always in full precision.
             let kind = if i < HEAD.end { kind } else { Kind::Float };
-            Ok((kernel.f_to_kind(kind)?, bias.f_to_kind(kind)?))
+            Ok((channels_innermost(&kernel.f_to_kind(kind)?)?, bias.f_to_kind(kind)?))
         });
         let layers = layers.collect::<Result<_, TchError>>()?;
         Folded { layers, upsampling, kind }.in_halves(x1, x2)
@@ -419,7 +431,7 @@ impl Folded {
     }
 
     fn logits(&self, x1: &Tensor, x2: &Tensor) -> Result<Tensor, Error> {
-        let mut high = x1.f_to_kind(self.kind)?;
+        let mut high = channels_innermost(&x1.f_to_kind(self.kind)?)?;
         for i in BRANCH1.start..2 {
             high = self.block(i, &high)?.f_relu_()?;
         }
@@ -427,15 +439,15 @@ impl Folded {
             let inner = self.block(first, &high)?.f_relu_()?;
             high = add_skip(self.block(first + 1, &inner)?, &high)?.f_relu_()?;
         }
-        let mut low = x2.f_to_kind(self.kind)?;
+        let mut low = channels_innermost(&x2.f_to_kind(self.kind)?)?;
         for i in BRANCH2 {
             low = self.block(i, &low)?.f_relu_()?;
         }
-        let mut merged = Tensor::f_cat(&[high, upsample(&low, &self.upsampling)?], 1)?;
+        let mut merged = Tensor::f_cat(&[high, upsample_blocks(&low, &self.upsampling)?], 1)?;
         for i in HEAD {
             merged = self.block(i, &merged)?.f_relu_()?;
         }
-        Ok(self.block(HEAD.end, &merged.f_to_kind(Kind::Float)?)?)
+        Ok(self.block(HEAD.end, &merged.f_to_kind(Kind::Float)?)?.f_contiguous()?)
     }
 }
 
