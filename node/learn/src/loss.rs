@@ -17,13 +17,28 @@ pub struct Parts {
     pub vss: f32,
     /// Distillation, before its weight λ; 0 without a teacher.
     pub kdl: f32,
+    /// Penalty for leaving the received parameters (EWC, MAS), its weight λ included; else 0.
+    #[serde(default)]
+    pub penalty: f32,
 }
 
 impl Parts {
-    /// Whether every part is a number.
+    /// The first part that is no number, in words.
     #[must_use]
-    pub fn is_finite(&self) -> bool {
-        self.ce.is_finite() && self.vss.is_finite() && self.kdl.is_finite()
+    pub fn not_finite(&self) -> Option<&'static str> {
+        let named = [
+            (self.ce, "cross-entropy"),
+            (self.vss, "VSS loss"),
+            (self.kdl, "distillation loss"),
+            (self.penalty, "penalty for leaving the received parameters"),
+        ];
+        named.into_iter().find(|(part, _)| !part.is_finite()).map(|(_, name)| name)
+    }
+}
+
+impl From<[f32; 4]> for Parts {
+    fn from([ce, vss, kdl, penalty]: [f32; 4]) -> Self {
+        Self { ce, vss, kdl, penalty }
     }
 }
 
@@ -60,16 +75,36 @@ impl Terms {
         }
     }
 
+    /// CE, VSS, KDL and `penalty` as one vector `[4]`, still on the device and outside of any graph.
+    pub(crate) fn row(self, penalty: Option<Tensor<1>>) -> Tensor<1> {
+        let ce = self.ce.without_autodiff();
+        let or_zero = |part: Option<Tensor<1>>| part.unwrap_or_else(|| ce.zeros_like());
+        let kdl = or_zero(self.kdl.map(Tensor::without_autodiff));
+        let penalty = or_zero(penalty);
+        Tensor::cat(vec![ce, self.vss.without_autodiff(), kdl, penalty], 0)
+    }
+
     /// Reads the parts in one transfer.
     pub(crate) fn read(self) -> Result<Parts, burn::tensor::TensorReadError> {
-        let inner = |t: Tensor<1>| t.without_autodiff();
-        let kdl = self.kdl.map(inner);
-        let list = [Some(inner(self.ce)), Some(inner(self.vss)), kdl];
-        let values: Vec<f32> =
-            Tensor::cat(list.into_iter().flatten().collect(), 0).try_into_vec_as()?;
-        let at = |i: usize| values.get(i).copied().unwrap_or_default();
-        Ok(Parts { ce: at(0), vss: at(1), kdl: at(2) })
+        let row: Vec<f32> = self.row(None).try_into_vec_as()?;
+        Ok(row.as_chunks().0.first().copied().map(Parts::from).unwrap_or_default())
     }
+}
+
+/// Gradient of `value` `[1]` by the logits `leaf` `[n, 2, 9, 9, 9]` that it was computed from.
+pub(crate) fn gradient(leaf: &Tensor<5>, value: Tensor<1>) -> Tensor<5> {
+    let grads = value.backward();
+    leaf.grad(&grads).unwrap_or_else(|| leaf.clone().without_autodiff().zeros_like())
+}
+
+/// CE alone: `logits` `[n, 2, 9, 9, 9]` against `target` `[n, v]`.
+pub(crate) fn cross_entropy_of(logits: Tensor<5>, target: Tensor<2>) -> Tensor<1> {
+    cross_entropy(difference(logits), target)
+}
+
+/// Squared L2 norm of the two logits, mean over segments and voxels.
+pub(crate) fn squared_norm(logits: Tensor<5>) -> Tensor<1> {
+    (logits.clone() * logits).mean() * 2.0
 }
 
 /// z₁ − z₀ as `[n, v]`.

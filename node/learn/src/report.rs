@@ -1,7 +1,40 @@
 //! What a visit tells while it runs and at its end: numbers, never a patient's name.
 
 use crate::loss::Parts;
+use crate::resume::Saved;
 use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
+
+/// Whoever runs a visit: hears what happens, may stop it, keeps its state.
+pub trait Listener {
+    /// Hears what happened; `Break` stops the visit.
+    fn hear(&mut self, event: Progress) -> ControlFlow<()>;
+
+    /// Asked after every update, and between volumes in validation: whether to stop.
+    fn stops(&mut self) -> bool {
+        false
+    }
+
+    /// Asked after every update and every validation: whether the state shall be kept now.
+    fn wants_state(&mut self) -> bool {
+        false
+    }
+
+    /// The state between two updates, with which the visit can go on after a crash. It is also
+    /// offered once when the visit is stopped.
+    fn keep(&mut self, state: &Saved) {
+        let _ = state;
+    }
+}
+
+/// One who only hears.
+pub(crate) struct Hears<'f>(pub(crate) &'f mut dyn FnMut(Progress) -> ControlFlow<()>);
+
+impl Listener for Hears<'_> {
+    fn hear(&mut self, event: Progress) -> ControlFlow<()> {
+        (self.0)(event)
+    }
+}
 
 /// Something that happened during a visit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +74,8 @@ pub enum Progress {
         segments_per_s: f64,
         /// Seconds to the end of the visit at this rate.
         eta_s: f64,
+        /// Memory in use for tensors, in MiB; none where the device does not say.
+        memory_mib: Option<u32>,
     },
     /// The model was validated.
     Validated {

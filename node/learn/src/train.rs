@@ -1,18 +1,30 @@
 //! A visit: one site trains the model it received on its own cases.
 
-use crate::checkpoint::{Moments, Weights};
+mod begin;
+
+use crate::checkpoint::Weights;
 use crate::device::Device;
+use crate::feed::{self, Position};
+use crate::forgetting::{self, Importance};
 use crate::infer;
-use crate::loss::{Parts, Terms};
-use crate::network::{Frozen, Network, X1, X2};
-use crate::optimizer::{Adam, learning_rate};
-use crate::report::{Check, Progress, Report};
-use crate::segment::{self, Batch, Case, Indexed};
-use burn::tensor::{Tensor, TensorData, TensorReadError};
-use ndarray::ArrayView3;
-use rondo::recipe::{Method, Recipe, Select};
+use crate::loss::Parts;
+use crate::memory::memory_mib;
+use crate::network;
+use crate::optimizer::learning_rate;
+use crate::readings::{Readings, Update};
+use crate::report::{Check, Hears, Listener, Progress, Report};
+use crate::resume::{Exact, Figures, Saved};
+use crate::segment::{self, Case, Indexed, Unfit};
+use crate::update::{Input, Student};
+use crate::validation::mean_dice;
+use begin::{check, index};
+use burn::tensor::TensorReadError;
+use rondo::ids::Digest;
+use rondo::recipe::{Precision, Recipe, Select};
 use std::ops::ControlFlow;
 use std::time::Instant;
+
+pub use crate::validation::{dice, validate};
 
 /// Why a visit ended without a model.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +35,9 @@ pub enum Error {
     /// No case is left to train on.
     #[error("no case is fit to train on; {0} were set aside, each with its reason in the notices")]
     NoCases(usize),
+    /// A case turned out unfit while it was trained on.
+    #[error("cutting segments failed: {0}")]
+    Case(#[from] Unfit),
     /// The model is of other widths.
     #[error("the received model has widths {found}, but the recipe says {wanted}")]
     Widths {
@@ -31,12 +46,14 @@ pub enum Error {
         /// Widths of the recipe.
         wanted: String,
     },
-    /// A loss is no longer a number.
+    /// A loss or a parameter is no longer a number.
     #[error(
-        "the loss stopped being a number in epoch {epoch}, update {update} (cases {}); \
-         lower the learning rate, or look at these images", cases.join(", ")
+        "the {what} stopped being a number in epoch {epoch}, update {update} (cases {}); \
+         lower the learning rate, set `gradient_clip`, or look at these images", cases.join(", ")
     )]
     NotFinite {
+        /// The part of the loss, or the model.
+        what: &'static str,
         /// Epoch, from 1.
         epoch: u32,
         /// Update, from 1.
@@ -55,12 +72,19 @@ pub enum Error {
         /// Why.
         source: infer::Error,
     },
+    /// A method against forgetting failed.
+    #[error(transparent)]
+    Forgetting(#[from] forgetting::Error),
+    /// A pass failed.
+    #[error(transparent)]
+    Network(#[from] network::Error),
     /// Reading from the device failed.
     #[error("reading from the device failed: {0}")]
     Device(#[from] TensorReadError),
 }
 
 /// What a site trains with.
+#[derive(Clone, Copy)]
 pub struct Visit<'a> {
     /// Every hyper-parameter.
     pub recipe: &'a Recipe,
@@ -77,329 +101,323 @@ pub struct Visit<'a> {
 /// What a visit hands on.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// The model; with optimizer state if the recipe carries it.
+    /// The model; with optimizer state and importance if the recipe says so.
     pub weights: Weights,
     /// What was done.
     pub report: Report,
 }
 
-/// Runs one visit. `progress` hears everything and may stop it at any update.
+/// Runs one visit from its beginning. `progress` hears everything and may stop it.
 ///
 /// Same visit, same build, same device: same bytes.
 ///
 /// # Errors
-/// An impossible recipe, no usable case, a loss that is no number, or a request to stop.
+/// As [`go_on`].
 pub fn train(
     visit: &Visit<'_>,
     device: &Device,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Outcome, Error> {
-    let start = Instant::now();
-    let recipe = visit.recipe;
-    check(visit)?;
-    let mut run = Run { device, progress };
-    let (cases, set_aside) = run.index(visit.cases, recipe)?;
-    let fresh;
-    let received = match visit.received {
-        Some(received) => received,
-        None => {
-            fresh = Weights::initial(recipe.architecture, visit.seed);
-            &fresh
-        }
-    };
-    let per_epoch = segment::epoch(&cases, recipe, visit.seed, 0).len();
-    let updates = u32::try_from(per_epoch).unwrap_or(u32::MAX).saturating_mul(recipe.epochs);
-    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    run.tell(Progress::Started {
-        cases: count(cases.len()),
-        validation_cases: count(visit.validation.len()),
-        epochs: recipe.epochs,
-        updates,
-    })?;
-
-    let mut student = Network::new(received, device.burn());
-    let distils = recipe.method == Method::Lwf && visit.received.is_some();
-    let teacher = distils.then(|| student.frozen());
-    let carried = received.optimizer.as_ref().filter(|_| recipe.carries_optimizer());
-    let base = carried.map_or(recipe.learning_rate, |m| m.learning_rate);
-    let zero;
-    let moments = match carried {
-        Some(moments) => moments,
-        None => {
-            zero = Moments::zero(received.parameters.len(), base);
-            &zero
-        }
-    };
-    let mut adam = Adam::new(moments, recipe, device.burn());
-    let mut report = Report {
-        cases: count(cases.len()),
-        validation_cases: count(visit.validation.len()),
-        set_aside,
-        epochs: 0,
-        updates: 0,
-        segments: 0,
-        dice_before: None,
-        dice_after: None,
-        checks: Vec::new(),
-        chosen_epoch: 0,
-        loss_first_epoch: Parts::default(),
-        loss_last_epoch: Parts::default(),
-        learning_rate: base,
-        seconds: 0.0,
-    };
-    if visit.received.is_some() {
-        report.dice_before = run.validate(student.frozen(), visit.validation, 0)?;
-    }
-
-    let training = Instant::now();
-    let mut best: Option<(Check, Weights)> = None;
-    for epoch in 0..recipe.epochs {
-        let rate = learning_rate(base, recipe, epoch);
-        let batches = segment::epoch(&cases, recipe, visit.seed, epoch);
-        let mut sum = Mean::default();
-        for segments in &batches {
-            let batch = segment::cut(&cases, segments);
-            let (n, parts) =
-                run.update(&mut student, teacher.as_ref(), &mut adam, batch, recipe, rate)?;
-            report.updates += 1;
-            report.segments += n as u64;
-            if !parts.is_finite() {
-                let mut names: Vec<_> =
-                    segments.iter().map(|s| cases[s.case].case.id.to_owned()).collect();
-                names.sort_unstable();
-                names.dedup();
-                return Err(Error::NotFinite {
-                    epoch: epoch + 1,
-                    update: report.updates,
-                    cases: names,
-                });
-            }
-            sum.add(parts, n);
-            let elapsed = training.elapsed().as_secs_f64();
-            #[allow(clippy::cast_precision_loss)]
-            run.tell(Progress::Update {
-                epoch: epoch + 1,
-                epochs: recipe.epochs,
-                update: report.updates,
-                updates,
-                loss: parts,
-                learning_rate: rate,
-                segments_per_s: report.segments as f64 / elapsed,
-                eta_s: elapsed / f64::from(report.updates)
-                    * f64::from(updates.saturating_sub(report.updates)),
-            })?;
-        }
-        report.epochs = epoch + 1;
-        report.learning_rate = rate;
-        report.loss_last_epoch = sum.mean();
-        if epoch == 0 {
-            report.loss_first_epoch = report.loss_last_epoch;
-        }
-        let last = epoch + 1 == recipe.epochs;
-        if last || (epoch + 1) % recipe.validate_every == 0 {
-            let Some(dice) = run.validate(student.frozen(), visit.validation, epoch + 1)? else {
-                continue;
-            };
-            let check = Check { epoch: epoch + 1, dice };
-            report.checks.push(check);
-            // Of equals, the longer trained one.
-            if recipe.select == Select::BestValidation
-                && best.as_ref().is_none_or(|(b, _)| dice >= b.dice)
-            {
-                best = Some((check, snapshot(&student, &adam, recipe, rate)?));
-            }
-        }
-    }
-    report.dice_after = report.checks.last().map(|c| c.dice);
-    report.chosen_epoch = recipe.epochs;
-    let weights = match best {
-        Some((check, weights)) => {
-            report.dice_after = Some(check.dice);
-            report.chosen_epoch = check.epoch;
-            weights
-        }
-        None => snapshot(&student, &adam, recipe, report.learning_rate)?,
-    };
-    report.seconds = start.elapsed().as_secs_f64();
-    Ok(Outcome { weights, report })
+    go_on(visit, device, Digest::of(&[]), None, &mut Hears(progress))
 }
 
-/// Mean whole-mask Dice of `weights` over `cases`; none without cases.
+/// Runs one visit, from the state `saved` on where that belongs to the visit of this `identity`
+/// ([`crate::resume::identity`]). The model is the one of an uninterrupted visit, bit for bit.
 ///
 /// # Errors
-/// The case whose inference failed.
-pub fn validate(
-    weights: &Weights,
-    cases: &[Case<'_>],
+/// An impossible recipe, no usable case, a loss that is no number, a device that fails, or a request
+/// to stop.
+pub fn go_on(
+    visit: &Visit<'_>,
     device: &Device,
-) -> Result<Option<f64>, Error> {
-    let frozen = Frozen::new(weights, device.burn());
-    let mut silent = |_| ControlFlow::Continue(());
-    Run { device, progress: &mut silent }.validate(frozen, cases, 0)
+    identity: Digest,
+    saved: Option<Saved>,
+    listener: &mut dyn Listener,
+) -> Result<Outcome, Error> {
+    check(visit)?;
+    let (cases, set_aside) = index(visit, listener)?;
+    let mut run = Run::begin(visit, device, &cases, (identity, saved), listener)?;
+    let ended = run.to_the_end();
+    if matches!(ended, Err(Error::Stopped)) {
+        run.keep()?;
+    }
+    let (weights, chosen) = ended?;
+    Ok(Outcome { weights, report: run.report(chosen, set_aside) })
 }
 
-/// Refuses what can be seen to be wrong before anything is computed.
-fn check(visit: &Visit<'_>) -> Result<(), Error> {
-    let problems = visit.recipe.problems();
-    if !problems.is_empty() {
-        return Err(Error::Recipe(problems.join("; ")));
-    }
-    let Some(received) = visit.received else {
-        return Ok(());
-    };
-    if visit.recipe.method == Method::Single {
-        let text =
-            "`single` trains a fresh model; leave out the received one, or use `tl` or `lwf`";
-        return Err(Error::Recipe(text.to_owned()));
-    }
-    if received.architecture != visit.recipe.architecture {
-        let words =
-            |a: &rondo::recipe::Architecture| format!("{}, {}, {}, {}", a.n1, a.n2, a.n3, a.m);
-        return Err(Error::Widths {
-            found: words(&received.architecture),
-            wanted: words(&visit.recipe.architecture),
-        });
-    }
-    Ok(())
-}
-
-fn snapshot(student: &Network, adam: &Adam, recipe: &Recipe, rate: f64) -> Result<Weights, Error> {
-    let mut weights = student.weights()?;
-    if recipe.carries_optimizer() {
-        weights.optimizer = Some(adam.moments(rate)?);
-    }
-    Ok(weights)
-}
-
-/// Running mean of the loss, weighted by segments.
-#[derive(Default)]
-struct Mean {
-    sum: [f64; 3],
-    segments: usize,
-}
-
-impl Mean {
-    #[allow(clippy::cast_precision_loss)]
-    fn add(&mut self, parts: Parts, n: usize) {
-        for (sum, part) in self.sum.iter_mut().zip([parts.ce, parts.vss, parts.kdl]) {
-            *sum += f64::from(part) * n as f64;
-        }
-        self.segments += n;
-    }
-
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
-    fn mean(&self) -> Parts {
-        let n = self.segments.max(1) as f64;
-        let [ce, vss, kdl] = self.sum.map(|s| (s / n) as f32);
-        Parts { ce, vss, kdl }
-    }
-}
-
-/// Device and listener of a visit.
-struct Run<'r> {
+/// A visit while it runs.
+struct Run<'r, 'v> {
+    visit: Visit<'v>,
     device: &'r Device,
-    progress: &'r mut dyn FnMut(Progress) -> ControlFlow<()>,
+    cases: &'r [Indexed<'r>],
+    listener: &'r mut dyn Listener,
+    identity: Digest,
+    begun: Instant,
+    /// Learning rate before the schedule.
+    base: f64,
+    student: Student<'r>,
+    at: Position,
+    figures: Figures,
+    thrift: u32,
+    best: Option<(Check, Weights)>,
+    readings: Readings,
+    /// Updates of the whole visit.
+    updates: u32,
 }
 
-impl Run<'_> {
-    fn tell(&mut self, event: Progress) -> Result<(), Error> {
-        match (self.progress)(event) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Error::Stopped),
+impl Run<'_, '_> {
+    /// All epochs that are left; then the model to hand on, and the epoch it has completed.
+    fn to_the_end(&mut self) -> Result<(Weights, u32), Error> {
+        let Visit { recipe, seed, .. } = self.visit;
+        if self.visit.received.is_some() && self.figures.dice_before.is_none() {
+            self.figures.dice_before = self.validate(0)?.map(Exact);
+            self.keep_if_wanted()?;
+        }
+        self.readings = Readings::new();
+        let cases = self.cases;
+        std::thread::scope(|scope| {
+            let mut batches = feed::feed(scope, cases, recipe, seed, self.at);
+            while self.at.epoch < recipe.epochs {
+                let rate = learning_rate(self.base, recipe, self.at.epoch);
+                while self.at.batch < segment::batches(cases, recipe, seed, self.at.epoch) {
+                    let Some(batch) = batches.next() else { break };
+                    self.update(batch?, rate)?;
+                    self.keep_if_wanted()?;
+                }
+                self.end_epoch()?;
+                self.keep_if_wanted()?;
+            }
+            Ok::<(), Error>(())
+        })?;
+        self.hand_on()
+    }
+
+    /// One update; repeated with less memory where the device has not enough.
+    fn update(&mut self, batch: feed::Prepared, rate: f64) -> Result<(), Error> {
+        let n = batch.data.n;
+        let input = Input::of(batch.data, self.device);
+        let parts = loop {
+            match self.student.update(&input, rate) {
+                Err(network::Error::OutOfMemory) => self.save_memory()?,
+                done => break done?,
+            }
+        };
+        self.at.batch += 1;
+        self.figures.updates += 1;
+        self.figures.segments += n as u64;
+        let mut cases: Vec<usize> = batch.segments.iter().map(|s| s.case).collect();
+        cases.sort_unstable();
+        cases.dedup();
+        let update =
+            Update { epoch: self.at.epoch + 1, update: self.figures.updates, rate, n, cases };
+        self.readings.push(update, parts);
+        if self.readings.due() {
+            self.read()?;
+        }
+        self.stop_if_asked()
+    }
+
+    fn save_memory(&mut self) -> Result<(), Error> {
+        let text = self.student.network.thriftier().ok_or(network::Error::OutOfMemory)?;
+        self.thrift += 1;
+        self.tell(Progress::Notice { text: text.to_owned() })
+    }
+
+    /// Reads the losses since the last reading in one transfer, and tells them.
+    fn read(&mut self) -> Result<(), Error> {
+        let mut heard = Ok(());
+        let read = self.readings.read()?;
+        let memory = if read.is_empty() { None } else { memory_mib(self.device) };
+        for (update, parts) in read {
+            if let Some(what) = parts.not_finite() {
+                return Err(self.not_finite(what, &update));
+            }
+            self.figures.add(parts, update.n);
+            let told = self.progress(&update, parts, memory);
+            heard = heard.and_then(|()| self.tell(told));
+        }
+        heard
+    }
+
+    fn progress(&self, update: &Update, loss: Parts, memory_mib: Option<u32>) -> Progress {
+        let left = self.updates.saturating_sub(update.update);
+        Progress::Update {
+            epoch: update.epoch,
+            epochs: self.visit.recipe.epochs,
+            update: update.update,
+            updates: self.updates,
+            loss,
+            learning_rate: update.rate,
+            segments_per_s: self.readings.segments_per_s(),
+            eta_s: self.readings.seconds_per_update() * f64::from(left),
+            memory_mib,
         }
     }
 
-    /// Indexes the centres of every case; sets unfit ones aside, each with a sentence.
-    fn index<'a>(
-        &mut self,
-        cases: &[Case<'a>],
-        recipe: &Recipe,
-    ) -> Result<(Vec<Indexed<'a>>, u32), Error> {
-        let mut fit = Vec::with_capacity(cases.len());
-        let mut set_aside = 0;
-        for case in cases {
-            match Indexed::new(*case) {
-                Ok(indexed) => {
-                    if let Some(text) = indexed.shortage(recipe.segments_per_case) {
-                        self.tell(Progress::Notice { text })?;
-                    }
-                    fit.push(indexed);
-                }
-                Err(unfit) => {
-                    set_aside += 1;
-                    self.tell(Progress::Notice { text: format!("{unfit}; it is set aside") })?;
-                }
+    /// Validation and selection where they are due; then the next epoch is current.
+    fn end_epoch(&mut self) -> Result<(), Error> {
+        let recipe = self.visit.recipe;
+        self.read()?;
+        let epoch = self.at.epoch + 1;
+        let due = epoch == recipe.epochs || epoch.is_multiple_of(recipe.validate_every);
+        if let Some(dice) = if due { self.validate(epoch)? } else { None } {
+            self.figures.checks.push((epoch, Exact(dice)));
+            // Of equals, the longer trained one.
+            if recipe.select == Select::BestValidation
+                && self.best.as_ref().is_none_or(|(best, _)| dice >= best.dice)
+            {
+                self.best = Some((Check { epoch, dice }, self.weights()?));
             }
         }
-        if fit.is_empty() { Err(Error::NoCases(cases.len())) } else { Ok((fit, set_aside)) }
+        self.figures.loss_last = self.figures.end_epoch();
+        if epoch == 1 {
+            self.figures.loss_first = self.figures.loss_last;
+        }
+        self.at = Position { epoch, batch: 0 };
+        Ok(())
     }
 
-    /// Forward, backward, Adam, running statistics.
-    fn update(
-        &self,
-        student: &mut Network,
-        teacher: Option<&Frozen>,
-        adam: &mut Adam,
-        batch: Batch,
-        recipe: &Recipe,
-        rate: f64,
-    ) -> Result<(usize, Parts), Error> {
-        let n = batch.n;
-        let burn = self.device.burn();
-        let x1 = Tensor::from_data(TensorData::new(batch.x1, [n, 1, X1, X1, X1]), burn);
-        let x2 = Tensor::from_data(TensorData::new(batch.x2, [n, 1, X2, X2, X2]), burn);
-        let target = TensorData::new(batch.target, [n, crate::network::OUT.pow(3)]);
-        let target = Tensor::<2>::from_data(target, burn);
-        let taught = teacher.map(|t| t.logits(x1.clone(), x2.clone()));
-        let leaves = student.leaves();
-        let (logits, seen) = student.train(&leaves, x1, x2);
-        let terms = Terms::of(logits, target, taught, recipe);
-        let mut grads = terms.total(recipe).backward();
-        let gradient = leaves.gradients(&mut grads);
-        student.parameters = adam.update(student.parameters.clone(), gradient, rate);
-        student.adopt(seen);
-        Ok((n, terms.read()?))
+    /// The model that the recipe selects, as the recipe hands it on.
+    fn hand_on(&mut self) -> Result<(Weights, u32), Error> {
+        let recipe = self.visit.recipe;
+        let (chosen, mut weights) = match &self.best {
+            Some((check, weights)) => (check.epoch, weights.clone()),
+            None => (recipe.epochs, self.weights()?),
+        };
+        if !recipe.carries_optimizer() {
+            weights.optimizer = None;
+        }
+        if recipe.method.anchors() {
+            weights.importance = Some(self.importance(&weights)?);
+        }
+        Ok((weights, chosen))
     }
 
-    /// Mean whole-mask Dice over `cases`; none without cases.
-    fn validate(
-        &mut self,
-        frozen: Frozen,
-        cases: &[Case<'_>],
-        epoch: u32,
-    ) -> Result<Option<f64>, Error> {
-        if cases.is_empty() {
-            return Ok(None);
+    /// Which parameters of `weights` matter here, added to what mattered before. The segments are
+    /// those of the epochs that would have come next, one by one and not augmented.
+    fn importance(&mut self, weights: &Weights) -> Result<Vec<f32>, Error> {
+        let recipe = Recipe {
+            epochs: u32::MAX,
+            mini_batch: 1,
+            augment_flips: false,
+            augment_scale: 0.0,
+            augment_shift: 0.0,
+            ..self.visit.recipe.clone()
+        };
+        let (seed, from) =
+            (self.visit.seed, Position { epoch: self.visit.recipe.epochs, batch: 0 });
+        let wanted = usize::try_from(recipe.importance_segments).unwrap_or(usize::MAX);
+        let text = format!("measuring on {wanted} segments which parameters matter to this site");
+        self.tell(Progress::Notice { text })?;
+        let mut importance = Importance::new(weights, recipe.method, self.device);
+        let cases = self.cases;
+        std::thread::scope(|scope| {
+            for segment in feed::feed(scope, cases, &recipe, seed, from).take(wanted) {
+                importance.add(segment?.data, self.device)?;
+                self.stop_if_asked()?;
+            }
+            Ok::<(), Error>(())
+        })?;
+        let before = self.visit.received.and_then(|r| r.importance.as_deref());
+        Ok(importance.handed_on(before)?)
+    }
+
+    /// Copies the model with Adam's state to the host; every loss must have been read before.
+    fn weights(&self) -> Result<Weights, Error> {
+        let weights = self.student.weights(self.last_rate())?;
+        let moments = weights.optimizer.iter().flat_map(|m| [&m.first, &m.second, &m.maximum]);
+        let vectors = [&weights.parameters, &weights.mean, &weights.variance];
+        if vectors.into_iter().chain(moments).flatten().all(|v| v.is_finite()) {
+            return Ok(weights);
         }
-        let model = infer::Model::from_frozen(frozen, self.device);
-        let mut sum = 0.0;
-        for case in cases {
-            let probability = model
-                .probability(case.image)
-                .map_err(|source| Error::Validation { case: case.id.to_owned(), source })?;
-            sum += dice(probability.view(), case.label);
+        // The loss came before the update, so the last update spoilt it.
+        Err(self.not_finite("model", &self.readings.last))
+    }
+
+    /// Learning rate of the last update.
+    fn last_rate(&self) -> f64 {
+        let recipe = self.visit.recipe;
+        learning_rate(self.base, recipe, self.at.epoch.min(recipe.epochs.saturating_sub(1)))
+    }
+
+    fn not_finite(&self, what: &'static str, update: &Update) -> Error {
+        let name = |case: &usize| self.cases.get(*case).map(|c| c.id.to_owned());
+        let cases = update.cases.iter().filter_map(name).collect();
+        Error::NotFinite { what, epoch: update.epoch, update: update.update, cases }
+    }
+
+    fn validate(&mut self, epoch: u32) -> Result<Option<f64>, Error> {
+        let frozen = self.student.network.frozen(Precision::Fp32);
+        let stops = &mut || self.listener.stops();
+        let dice = mean_dice(frozen, self.visit.validation, self.device, stops)?;
+        if let Some(dice) = dice {
+            self.tell(Progress::Validated { epoch, dice })?;
         }
-        #[allow(clippy::cast_precision_loss)]
-        let dice = sum / cases.len() as f64;
-        self.tell(Progress::Validated { epoch, dice })?;
-        Ok(Some(dice))
+        Ok(dice)
+    }
+
+    fn keep_if_wanted(&mut self) -> Result<(), Error> {
+        if self.listener.wants_state() { self.keep() } else { Ok(()) }
+    }
+
+    /// Offers the state to the listener. A loss that nobody has looked at is read first: what is
+    /// kept is good.
+    fn keep(&mut self) -> Result<(), Error> {
+        match self.read() {
+            Ok(()) | Err(Error::Stopped) => {}
+            failed => return failed,
+        }
+        let mut figures = self.figures.clone();
+        figures.seconds.0 += self.begun.elapsed().as_secs_f64();
+        let state = Saved {
+            visit: self.identity,
+            at: self.at,
+            figures,
+            thrift: self.thrift,
+            student: self.weights()?,
+            best: self.best.clone(),
+        };
+        self.listener.keep(&state);
+        Ok(())
+    }
+
+    fn stop_if_asked(&mut self) -> Result<(), Error> {
+        if self.listener.stops() { Err(Error::Stopped) } else { Ok(()) }
+    }
+
+    fn tell(&mut self, event: Progress) -> Result<(), Error> {
+        tell(self.listener, event)
+    }
+
+    fn report(self, chosen_epoch: u32, set_aside: u32) -> Report {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let learning_rate = self.last_rate();
+        let Figures { updates, segments, dice_before, checks, .. } = self.figures;
+        let checks: Vec<_> =
+            checks.into_iter().map(|(epoch, dice)| Check { epoch, dice: dice.0 }).collect();
+        let chosen = checks.iter().find(|check| check.epoch == chosen_epoch);
+        Report {
+            cases: count(self.cases.len()),
+            validation_cases: count(self.visit.validation.len()),
+            set_aside,
+            epochs: self.visit.recipe.epochs,
+            updates,
+            segments,
+            dice_before: dice_before.map(|dice| dice.0),
+            dice_after: chosen.map(|check| check.dice),
+            checks,
+            chosen_epoch,
+            loss_first_epoch: self.figures.loss_first,
+            loss_last_epoch: self.figures.loss_last,
+            learning_rate,
+            seconds: self.figures.seconds.0 + self.begun.elapsed().as_secs_f64(),
+        }
     }
 }
 
-/// Whole-mask Dice of P > 0.5 against a label; empty against empty = 1.
-#[must_use]
-pub fn dice(probability: ArrayView3<'_, f32>, label: ArrayView3<'_, u8>) -> f64 {
-    let mut counts = [0_u64; 3];
-    for (p, l) in probability.iter().zip(label.iter()) {
-        let (p, l) = (*p > 0.5, *l != 0);
-        counts[0] += u64::from(p);
-        counts[1] += u64::from(l);
-        counts[2] += u64::from(p && l);
+fn tell(listener: &mut dyn Listener, event: Progress) -> Result<(), Error> {
+    match listener.hear(event) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Stopped),
     }
-    if counts[0] + counts[1] == 0 {
-        return 1.0;
-    }
-    #[allow(clippy::cast_precision_loss)]
-    let dice = 2.0 * counts[2] as f64 / (counts[0] + counts[1]) as f64;
-    dice
 }

@@ -1,65 +1,16 @@
 //! One visit from outside: same bytes twice, the received model judged first, stops and bad numbers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use ndarray::Array3;
+mod heads;
+
+use heads::{Head, NARROW, head, heads, quiet, recipe, views};
 use rondo::checkpoint::{Extras, Layout};
-use rondo::recipe::{Architecture, Method, OptimizerOnArrival, Preset, Recipe, Select};
+use rondo::recipe::{Architecture, Method, OptimizerOnArrival, Recipe, Select};
 use rondo_learn::checkpoint::Weights;
 use rondo_learn::device::{Choice, Device};
 use rondo_learn::report::Progress;
-use rondo_learn::segment::Case;
 use rondo_learn::train::{Error, Outcome, Visit, train};
 use std::ops::ControlFlow;
-
-const NARROW: Architecture = Architecture { n1: 2, n2: 3, n3: 4, m: 6 };
-
-struct Head {
-    id: String,
-    image: Array3<f32>,
-    label: Array3<u8>,
-    brain: Array3<u8>,
-}
-
-/// A bright ball in a smooth head.
-fn head(id: usize, edge: usize) -> Head {
-    let shape = [edge, edge + 1, edge + 2];
-    let centre = [13 + id % 3, 14, 13 + id % 2];
-    let label = Array3::from_shape_fn(shape, |(i, j, k)| {
-        let near = |a: usize, b: usize| a.abs_diff(b).pow(2);
-        u8::from(near(i, centre[0]) + near(j, centre[1]) + near(k, centre[2]) < 9)
-    });
-    #[allow(clippy::cast_precision_loss)]
-    let image = Array3::from_shape_fn(shape, |(i, j, k)| {
-        ((i * 7 + j * 3 + k * 5 + id) % 11) as f32 / 11.0 + 2.0 * f32::from(label[[i, j, k]])
-    });
-    Head { id: format!("case-{id}"), image, label, brain: Array3::ones(shape) }
-}
-
-fn heads() -> Vec<Head> {
-    (0..3).map(|id| head(id, 28)).collect()
-}
-
-fn views(heads: &[Head]) -> Vec<Case<'_>> {
-    heads
-        .iter()
-        .map(|h| Case {
-            id: &h.id,
-            image: h.image.view(),
-            label: h.label.view(),
-            brain: h.brain.view(),
-        })
-        .collect()
-}
-
-fn recipe() -> Recipe {
-    Recipe {
-        architecture: NARROW,
-        epochs: 3,
-        mini_batch: 7,
-        learning_rate_epochs: vec![2],
-        ..Recipe::preset(Preset::Paper)
-    }
-}
 
 fn run(
     recipe: &Recipe,
@@ -76,10 +27,6 @@ fn run(
         validation: cases.get(..1).unwrap_or_default(),
     };
     train(&visit, &Device::open(Choice::Cpu).unwrap(), on)
-}
-
-fn quiet(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
 }
 
 #[test]
@@ -152,7 +99,7 @@ fn a_request_stops_at_the_next_update() {
 #[test]
 fn bad_cases_are_set_aside_and_bad_numbers_stop_the_visit() {
     let mut heads = heads();
-    heads[0].image[[5, 5, 5]] = f32::INFINITY;
+    heads[0] = head(0, 24);
     heads[1] = head(1, 20);
     let mut notices = Vec::new();
     let mut listen = |event| {
@@ -171,14 +118,30 @@ fn bad_cases_are_set_aside_and_bad_numbers_stop_the_visit() {
 
     let none = Visit { cases: &cases[..2], ..visit };
     assert!(matches!(train(&none, &device, &mut quiet), Err(Error::NoCases(2))));
+    heads[2].image[[13, 13, 13]] = f32::INFINITY;
+    let cases = views(&heads);
+    let visit =
+        Visit { recipe: &recipe, seed: 5, received: None, cases: &cases[2..], validation: &[] };
+    let said = train(&visit, &device, &mut quiet).unwrap_err().to_string();
+    assert!(said.contains("`case-2` holds values that are no numbers"), "{said}");
     heads[2].image.fill(1e38);
     let cases = views(&heads);
     let visit =
         Visit { recipe: &recipe, seed: 5, received: None, cases: &cases[2..], validation: &[] };
     match train(&visit, &device, &mut quiet) {
-        Err(Error::NotFinite { epoch: 1, update: 1, cases }) => assert_eq!(cases, ["case-2"]),
+        Err(Error::NotFinite { epoch: 1, update: 1, cases, .. }) => assert_eq!(cases, ["case-2"]),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn one_case_is_a_cohort_too() {
+    let one = [head(0, 25)];
+    let done = run(&recipe(), None, &one, &mut quiet).unwrap();
+    assert_eq!((done.report.cases, done.report.validation_cases), (1, 1));
+    assert!(
+        done.report.dice_after.is_some() && done.weights.parameters.iter().all(|p| p.is_finite())
+    );
 }
 
 #[test]
