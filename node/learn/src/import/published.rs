@@ -246,7 +246,7 @@ fn group(
             return Err(wrong(name, "is on, so its moments are not those of this Adam"));
         }
     }
-    GROUP_IGNORED.iter().for_each(|name| drop(all.remove(name)));
+    all.retain(|name, _| !GROUP_IGNORED.contains(name));
     if let Some(extra) = all.keys().next() {
         return Err(Error::Extra(quoted(&format!("{here}.{extra}"))));
     }

@@ -84,6 +84,8 @@ struct Save {
     pickle: Vec<u8>,
     storages: Vec<Vec<u8>>,
     big_endian: bool,
+    /// Leaves out the record of the byte order, as PyTorch did until 2.0.
+    silent: bool,
     device: &'static str,
 }
 
@@ -175,7 +177,9 @@ impl Save {
         self.raw(b".");
         let mut entries = vec![Entry::new("model/data.pkl", &self.pickle)];
         let order: &[u8] = if self.big_endian { b"big" } else { b"little" };
-        entries.push(Entry::new("model/byteorder", order));
+        if !self.silent {
+            entries.push(Entry::new("model/byteorder", order));
+        }
         for (i, data) in self.storages.iter().enumerate() {
             entries.push(Entry::new(&format!("model/data/{i}"), data));
         }

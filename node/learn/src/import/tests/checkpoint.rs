@@ -40,6 +40,7 @@ fn every_way_of_writing_the_same_model_is_read_the_same() {
         model.bytes(),
         model.save(Save::new(), true),
         model.save(big(), false),
+        model.save(Save { silent: true, ..Save::new() }, true),
         model.save(Save { device: "cpu", ..Save::new() }, false),
     ] {
         let read = any(&bytes).unwrap();
