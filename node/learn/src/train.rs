@@ -179,7 +179,8 @@ impl Run<'_, '_> {
             let mut batches = feed::feed(scope, cases, recipe, seed, self.at);
             while self.at.epoch < recipe.epochs {
                 let rate = learning_rate(self.base, recipe, self.at.epoch);
-                while self.at.batch < segment::batches(cases, recipe, seed, self.at.epoch) {
+                let last = segment::batches(cases, recipe, seed, self.at.epoch);
+                while self.at.batch < last {
                     let Some(batch) = batches.next() else { break };
                     self.update(batch?, rate)?;
                     self.keep_if_wanted()?;
@@ -202,7 +203,7 @@ impl Run<'_, '_> {
                 done => break done?,
             }
         };
-        self.at.batch += 1;
+        self.at = Position { epoch: batch.epoch, batch: batch.batch + 1 };
         self.figures.updates += 1;
         self.figures.segments += n as u64;
         let mut cases: Vec<usize> = batch.segments.iter().map(|s| s.case).collect();

@@ -23,6 +23,11 @@ impl Kept {
         Self { folder: work.join("results"), task: Digest::of(&task.encode_to_vec()) }
     }
 
+    /// The task's name among files.
+    pub(crate) fn name(&self) -> String {
+        self.task.to_string()
+    }
+
     fn path(&self, ending: &str) -> PathBuf {
         self.folder.join(format!("{}.{ending}", self.task))
     }

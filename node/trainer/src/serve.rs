@@ -2,27 +2,25 @@
 //!
 //! What goes back are numbers, codes and weights; sentences that may name a case stay in the log.
 
+mod learn;
+
 use crate::cases::Cases;
 use crate::config::Config;
-use crate::{DONE, args, kept};
+use crate::unfinished::{self, SAVE_EVERY_S, Unfinished};
+use crate::{DONE, args, fault, kept};
 use anyhow::{Context, Result, bail};
 use rondo::checkpoint::{Extras, Layout, VerifiedCheckpoint};
 use rondo::ids::Digest;
 use rondo::recipe::Recipe;
 use rondo_imaging::cohort::{Cohort, Split};
 use rondo_imaging::prepared::Store;
-use rondo_learn::checkpoint::Weights;
 use rondo_learn::device::{Choice, Device};
-use rondo_learn::report::Progress;
-use rondo_learn::train::{Error, Visit, train};
 use rondo_proto::convert::{digest_bytes, optional_digest};
 use rondo_proto::trainer::trainer_link_client::TrainerLinkClient;
 use rondo_proto::trainer::{
     CheckpointPart, DeviceKind, FailureReason, FetchCheckpointRequest, Task, TrainFailure,
-    TrainProgress, TrainResult, TrainTask, TrainerHello, TrainerReport, task,
-    trainer_report::Report,
+    TrainResult, TrainTask, TrainerHello, TrainerReport, task, trainer_report::Report,
 };
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -187,6 +185,8 @@ async fn perform(
     };
     let task = Arc::new(task);
     let kept = kept::Kept::of(&site.config.work, &task);
+    let state = site.config.work.join("progress").join(kept.name());
+    let unfinished = Unfinished::at(state.clone(), Duration::from_secs(SAVE_EVERY_S.into()));
     let (bytes, result) = match kept.read(&layout) {
         Some(done) => {
             tracing::info!(visit = task.visit, "this visit was trained before; its result is used");
@@ -194,9 +194,14 @@ async fn perform(
         }
         None => {
             let (site, task) = (site.clone(), task.clone());
-            let work = move || learn(&site, &task, &recipe, received.as_ref(), &stop, &reports);
-            let (bytes, result) =
-                tokio::task::spawn_blocking(work).await.map_err(|e| broken(e.into()))??;
+            let work = move || {
+                let received = received.as_ref();
+                let learn =
+                    || learn::learn(&site, &task, &recipe, received, unfinished, stop, reports);
+                fault::caught(learn)
+            };
+            let done = tokio::task::spawn_blocking(work).await.map_err(|e| broken(e.into()))?;
+            let (bytes, result) = done.map_err(broken)??;
             layout.check(&bytes).map_err(|e| Failed(FailureReason::Diverged, e.into()))?;
             kept.write(&bytes, &result).map_err(storage)?;
             (bytes, result)
@@ -209,7 +214,8 @@ async fn perform(
     if stored.digest != result.weights {
         return Err(storage(anyhow::anyhow!("the daemon stored other bytes than were sent")));
     }
-    if let Err(e) = kept.forget_others() {
+    let forgotten = kept.forget_others().and_then(|()| unfinished::forget(&state));
+    if let Err(e) = forgotten {
         tracing::warn!("old results stay: {e:#}");
     }
     Ok(result)
@@ -236,99 +242,4 @@ async fn fetch(
     // more or less beside the weights.
     let layout = Layout::of(&recipe.architecture, &bytes);
     Ok(VerifiedCheckpoint::verify(bytes, digest, &layout)?)
-}
-
-fn learn(
-    site: &Site,
-    task: &TrainTask,
-    recipe: &Recipe,
-    received: Option<&VerifiedCheckpoint>,
-    stop: &AtomicBool,
-    reports: &mpsc::Sender<TrainerReport>,
-) -> Result<(Vec<u8>, TrainResult), Failed> {
-    let received = received
-        .map(Weights::from_checkpoint)
-        .transpose()
-        .map_err(|e| Failed(FailureReason::Storage, e.into()))?;
-    let mut told = Instant::now();
-    let mut validation_dice = None;
-    let mut progress = |event| {
-        match event {
-            Progress::Notice { text } => tracing::warn!("{text}"),
-            Progress::Validated { epoch, dice } => {
-                validation_dice = Some(dice);
-                tracing::info!(epoch, dice, "validated");
-            }
-            Progress::Update {
-                epoch,
-                epochs,
-                update,
-                updates,
-                loss,
-                learning_rate,
-                segments_per_s,
-                eta_s,
-                ..
-            } => {
-                if told.elapsed() > REPORT_PACE || update == updates {
-                    told = Instant::now();
-                    let now = TrainProgress {
-                        round: task.round.clone(),
-                        visit: task.visit,
-                        epoch,
-                        epochs,
-                        update: update.into(),
-                        updates: updates.into(),
-                        cross_entropy: loss.ce.into(),
-                        vss: loss.vss.into(),
-                        kdl: loss.kdl.into(),
-                        learning_rate,
-                        segments_per_second: segments_per_s,
-                        validation_dice,
-                        penalty: 0.0,
-                        eta_seconds: eta_s,
-                        memory_mib: None,
-                    };
-                    // A daemon that is slow to listen misses some progress, and nothing else.
-                    let _ = reports.try_send(report(Report::Progress(now)));
-                }
-            }
-            Progress::Started { .. } => {}
-        }
-        if stop.load(Ordering::Relaxed) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    };
-    let visit = Visit {
-        recipe,
-        seed: task.seed,
-        received: received.as_ref(),
-        cases: &site.training.views(),
-        validation: &site.validation.views(),
-    };
-    let outcome = train(&visit, &site.device, &mut progress).map_err(|e| {
-        let reason = match &e {
-            Error::NoCases(_) => FailureReason::Cohort,
-            Error::NotFinite { .. } => FailureReason::Diverged,
-            _ => FailureReason::Trainer,
-        };
-        Failed(reason, e.into())
-    })?;
-    let bytes = outcome.weights.to_bytes();
-    let r = &outcome.report;
-    let result = TrainResult {
-        round: task.round.clone(),
-        visit: task.visit,
-        weights: digest_bytes(Digest::of(&bytes)),
-        training_cases: r.cases,
-        validation_cases: r.validation_cases,
-        epochs: r.epochs,
-        updates: r.updates.into(),
-        chosen_epoch: r.chosen_epoch,
-        received_dice: r.dice_before,
-        trained_dice: r.dice_after,
-    };
-    Ok((bytes, result))
 }

@@ -1,18 +1,25 @@
 //! `train`: one visit of this site, without a daemon.
 
 use crate::cases::{self, Cases, cohort};
+use crate::metrics::Log;
 use crate::output::{Output, SCHEMA};
-use crate::{DONE, args, import, recipe};
-use anyhow::{Context, Result, bail};
+use crate::unfinished::{Unfinished, images};
+use crate::{DONE, args, fault, import, recipe};
+use anyhow::{Context, Result, anyhow, bail};
 use rondo::ids::Digest;
 use rondo_imaging::cohort::Split;
 use rondo_imaging::durable;
 use rondo_learn::checkpoint::Weights;
 use rondo_learn::device::Device;
-use rondo_learn::train::{Visit, train};
+use rondo_learn::report::{Listener, Progress, Report};
+use rondo_learn::resume::{Saved, identity};
+use rondo_learn::train::{Error, Visit, go_on};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Duration;
 
 /// Reads a model file of any kind that is recognised. The digest is that of our own layout.
 ///
@@ -65,7 +72,7 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
     let device = Device::open(args.device)?;
     let described = device.describe();
     output.event("device", json!({"device": described}), &format!("device: {described}"))?;
-    let store = store(&args.out)?;
+    let store = cases::store(&args.out)?;
     let load = |split: Split| -> Result<Cases> {
         let mut failed = Ok(());
         let what = format!("{} cases read", split.name());
@@ -78,6 +85,7 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
         Ok(cases)
     };
     let (training, validation) = (load(Split::Train)?, load(Split::Validation)?);
+    cases::prune(&store, &[&training, &validation])?;
     if training.ready.is_empty() {
         bail!("the cohort {} has no usable training case", args.cohort.display());
     }
@@ -96,7 +104,9 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
         unfinished.forget()?;
     } else if let Some(done) = finished(&args.out, identity)? {
         unfinished.forget()?;
-        output.notice("this visit was trained before; its result is left as it is (--fresh trains it again)")?;
+        output.notice(
+            "this visit was trained before; its result is left as it is (--fresh trains it again)",
+        )?;
         tell_result(&output, &args.out, &done)?;
         return Ok(DONE);
     }
