@@ -185,7 +185,6 @@ fn safetensors(bytes: &[u8]) -> Result<Imported, Error> {
     }
     let file = SafeTensors::deserialize(bytes).map_err(|e| wrong(e.to_string()))?;
     let mut arrays = BTreeMap::new();
-    let mut converted = Vec::new();
     for (name, view) in file.iter() {
         let refuse = |reason: String| Error::Entry { name: quoted(name), reason };
         let kind = match view.dtype() {
@@ -197,9 +196,6 @@ fn safetensors(bytes: &[u8]) -> Result<Imported, Error> {
             Dtype::I32 => Kind::I32,
             other => return Err(refuse(format!("is {other:?}, not of F64, F32, F16 or BF16"))),
         };
-        if kind.is_float() && kind != Kind::F32 && !converted.contains(&kind.name()) {
-            converted.push(kind.name());
-        }
         let shape = view.shape().iter().map(|n| *n as u64).collect();
         let storage = Storage { data: view.data(), kind, big_endian: false };
         let array = Array::whole(storage, shape).map_err(|e| refuse(e.to_string()))?;
@@ -211,15 +207,7 @@ fn safetensors(bytes: &[u8]) -> Result<Imported, Error> {
     let has = |prefix: &str| tensors.keys().any(|name| name.starts_with(prefix));
     let extras = Extras { optimizer: has("optimizer."), importance: has("importance.") };
     let weights = gather::weights(architecture, extras, &tensors, &BTreeMap::new(), bytes.len())?;
-    let mut notes = Vec::new();
-    if !converted.is_empty() {
-        notes.push(format!("tensors of {} are converted to F32", converted.join(", ")));
-    }
-    if counted.is_some() {
-        notes.push(
-            "the 18 entries `num_batches_tracked` are dropped: nothing reads them".to_owned(),
-        );
-    }
+    let notes = gather::converted(&tensors).into_iter().chain(gather::dropped(counted)).collect();
     let stepped = weights.optimizer.as_ref().map(|adam| u64::from(adam.step));
     let iterations = stepped.or(counted).unwrap_or(0);
     Ok(Imported { weights, iterations, format: Format::Safetensors, notes })

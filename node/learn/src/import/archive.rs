@@ -76,7 +76,9 @@ impl<'a> Archive<'a> {
             let wrong = |reason| Error::Entry { name: quoted(listed.name), reason };
             let (range, data) = data(bytes, start, &listed)?;
             if crc32fast::hash(data) != listed.crc {
-                return Err(wrong("does not match its checksum: the file is damaged"));
+                return Err(wrong(
+                    "does not match its checksum: the file is damaged, or was saved without",
+                ));
             }
             ranges.push((range, listed.name));
             if all.insert(listed.name, data).is_some() {

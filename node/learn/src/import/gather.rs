@@ -1,6 +1,6 @@
 //! From named tensors to a model: nothing missing, nothing extra, every shape as it must be.
 
-use super::array::Array;
+use super::array::{Array, Kind};
 use super::{Error, quoted};
 use crate::checkpoint::Weights;
 use rondo::checkpoint::{Extras, Layout, parameters};
@@ -71,6 +71,25 @@ pub(super) fn take_counters(
         most = most.max(Some(count));
     }
     Ok(most)
+}
+
+/// Says which numbers change their type.
+pub(super) fn converted(tensors: &Named<'_, '_>) -> Option<String> {
+    let mut kinds: Vec<&str> = tensors
+        .values()
+        .map(|array| array.kind())
+        .filter(|kind| kind.is_float() && *kind != Kind::F32)
+        .map(Kind::name)
+        .collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    (!kinds.is_empty()).then(|| format!("tensors of {} are converted to F32", kinds.join(", ")))
+}
+
+/// Says that counters were there.
+pub(super) fn dropped(counted: Option<u64>) -> Option<String> {
+    counted
+        .map(|_| "the 18 entries `num_batches_tracked` are dropped: nothing reads them".to_owned())
 }
 
 /// A count that was read as a 64-bit number.

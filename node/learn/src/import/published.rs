@@ -44,13 +44,7 @@ pub(super) fn read(values: &Values<'_>, file_bytes: usize) -> Result<Imported, E
     }
     let architecture = gather::widths(&tensors)?;
     let counted = gather::take_counters(&mut tensors, &architecture, false)?;
-    let mut notes = Vec::new();
-    if counted.is_some() {
-        notes.push(
-            "the 18 entries `num_batches_tracked` are dropped: nothing reads them".to_owned(),
-        );
-    }
-
+    let mut notes: Vec<String> = gather::dropped(counted).into_iter().collect();
     let adam = match optimizer {
         Some(at) => adam(values, at, &parameters(&architecture), &mut notes)?,
         None => None,
@@ -62,6 +56,7 @@ pub(super) fn read(values: &Values<'_>, file_bytes: usize) -> Result<Imported, E
         scalars.insert("optimizer.step", adam.step);
         scalars.insert("optimizer.learning_rate", adam.learning_rate);
     }
+    notes.extend(gather::converted(&tensors));
     let weights = gather::weights(architecture, extras, &tensors, &scalars, file_bytes)?;
     Ok(Imported { weights, iterations, format: Format::Published, notes })
 }

@@ -51,6 +51,13 @@ fn every_way_of_writing_the_same_model_is_read_the_same() {
     let bare = Model::without_adam();
     assert_eq!(any(&bare.bytes()).unwrap().weights, bare.weights);
 
+    let mut half = model.clone();
+    let bias = &mut half.state.iter_mut().find(|(n, _)| n == "branch1.2.bn1.weight").unwrap().1;
+    *bias = Written::new("BFloat16Storage", [0x80, 0x3f].repeat(3), &[3]);
+    let read = any(&half.bytes()).unwrap();
+    assert_eq!(read.weights, model.weights, "γ of a fresh model is 1");
+    assert!(read.notes.iter().any(|n| n.contains("BF16 are converted")), "{:?}", read.notes);
+
     // A kernel that lies in its storage with the input channels first, behind two other numbers.
     let mut turned = model.clone();
     let (name, kernel) = turned.state.iter_mut().find(|(n, _)| n == "fc.0.0.weight").unwrap();
