@@ -9,6 +9,7 @@ mod import;
 mod fault;
 mod kept;
 mod metrics;
+mod metrics;
 mod output;
 mod parity;
 mod predict;
@@ -17,6 +18,7 @@ pub mod sandbox;
 mod self_test;
 mod serve;
 mod surroundings;
+mod tensorboard;
 mod tensorboard;
 mod train;
 

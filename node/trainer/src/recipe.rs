@@ -2,7 +2,9 @@
 
 use crate::{DONE, args, output};
 use anyhow::{Context, Result};
-use rondo::recipe::Recipe;
+use rondo::recipe::{
+    KdlReduction, Method, OptimizerOnArrival, Precision, Preset, Recipe, Select, VssNegatives,
+};
 use rondo::settings;
 use std::fmt::Write as _;
 use std::io::Read;
@@ -15,7 +17,7 @@ use std::path::Path;
 pub fn resolve(args: &args::Recipe) -> Result<Recipe> {
     match (&args.recipe, args.preset) {
         (Some(path), _) => load(path),
-        (None, preset) => Ok(Recipe::preset(preset.unwrap_or(rondo::recipe::Preset::Paper))),
+        (None, preset) => Ok(Recipe::preset(preset.unwrap_or(Preset::Paper))),
     }
 }
 
@@ -34,57 +36,65 @@ pub(crate) fn show(args: &args::Recipe) -> Result<u8> {
     Ok(DONE)
 }
 
-/// A recipe file that says every value; reading it gives the same recipe.
+/// A recipe file that says every value, each with what it means; reading it gives the same recipe.
 #[must_use]
 pub fn to_toml(r: &Recipe) -> String {
     let a = r.architecture;
+    let widths = format!("[{}, {}, {}, {}]", a.n1, a.n2, a.n3, a.m);
+    let steps = format!("{:?}", r.learning_rate_epochs);
     let mut text = String::new();
-    let mut line = |key: &str, value: String| {
-        let _ = writeln!(text, "{key} = {value}");
+    let mut line = |key: &str, value: String, note: &str| {
+        let _ = writeln!(text, "{:<40} # {note}", format!("{key} = {value}"));
     };
-    let quoted = |word: &str| format!("\"{word}\"");
-    line("preset", quoted(r.preset.name()));
-    line("method", quoted(r.method.name()));
-    line("widths", format!("[{}, {}, {}, {}]", a.n1, a.n2, a.n3, a.m));
-    line("epochs", r.epochs.to_string());
-    line("segments_per_case", r.segments_per_case.to_string());
-    line("cases_per_pool", r.cases_per_pool.to_string());
-    line("mini_batch", r.mini_batch.to_string());
-    line("learning_rate", number(r.learning_rate));
-    line("learning_rate_epochs", format!("{:?}", r.learning_rate_epochs));
-    line("learning_rate_factor", number(r.learning_rate_factor));
-    line("weight_decay", number(r.weight_decay));
-    line("adam_epsilon", number(r.adam_epsilon));
-    line("amsgrad", r.amsgrad.to_string());
-    line("vss_alpha", number(r.vss_alpha));
-    line("vss_negatives", quoted(r.vss_negatives.name()));
-    line("vss_epsilon", number(r.vss_epsilon));
-    line("kdl_lambda", number(r.kdl_lambda));
-    line("kdl_temperature", number(r.kdl_temperature));
-    line("kdl_reduction", quoted(r.kdl_reduction.name()));
-    line("optimizer_on_arrival", quoted(r.optimizer_on_arrival.name()));
-    line("select", quoted(r.select.name()));
-    line("validate_every", r.validate_every.to_string());
-    line("precision", quoted(r.precision.name()));
-    line("augment_flips", r.augment_flips.to_string());
-    line("augment_scale", number(r.augment_scale));
-    line("augment_shift", number(r.augment_shift));
-    line("gradient_clip", number(r.gradient_clip));
-    line("anchor_lambda", number(r.anchor_lambda));
-    line("importance_segments", r.importance_segments.to_string());
+    macro_rules! choice {
+        ($key:ident: $of:ident) => {{
+            let all: Vec<&str> = $of::ALL.iter().map(|choice| choice.name()).collect();
+            line(stringify!($key), format!("\"{}\"", r.$key), &all.join(", "));
+        }};
+    }
+    macro_rules! value {
+        // Whole numbers and truth values as they are; floats in the shortest text that reads back.
+        ($key:ident, $note:literal) => {
+            line(stringify!($key), format!("{:?}", r.$key), $note)
+        };
+    }
+    choice!(preset: Preset);
+    choice!(method: Method);
+    line("widths", widths, "of DeepMedic: first, middle and last layers of a branch, head");
+    value!(epochs, "passes over the training cases in one visit");
+    value!(segments_per_case, "drawn in each pass, half of them centred on tumour");
+    value!(cases_per_pool, "cases whose segments are pooled and shuffled");
+    value!(mini_batch, "segments per update");
+    value!(learning_rate, "Adam's step");
+    line("learning_rate_epochs", steps, "epochs after which the step is multiplied");
+    value!(learning_rate_factor, "by this");
+    value!(weight_decay, "coupled L2 on every tensor");
+    value!(adam_epsilon, "ε of Adam");
+    value!(amsgrad, "running maximum of the second moment");
+    value!(vss_alpha, "weight of sensitivity against specificity");
+    choice!(vss_negatives: VssNegatives);
+    value!(vss_epsilon, "ε of VSS");
+    value!(kdl_lambda, "weight of the distillation loss (lwf)");
+    value!(kdl_temperature, "its temperature");
+    choice!(kdl_reduction: KdlReduction);
+    choice!(optimizer_on_arrival: OptimizerOnArrival);
+    choice!(select: Select);
+    value!(validate_every, "epochs between two validations");
+    choice!(precision: Precision);
+    value!(augment_flips, "mirror segments along each axis, at random");
+    value!(augment_scale, "s: intensities times U(1 - s, 1 + s); 0 = off");
+    value!(augment_shift, "s: intensities plus U(-s, s), in z-score units; 0 = off");
+    value!(gradient_clip, "largest L2 norm of the gradient; 0 = off");
+    value!(anchor_lambda, "weight of the penalty (ewc, mas)");
+    value!(importance_segments, "on which importance is measured (ewc, mas)");
     text
-}
-
-/// Shortest text that TOML reads back as the same float.
-fn number(value: f64) -> String {
-    format!("{value:?}")
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use rondo::recipe::{Architecture, Method, Precision, Preset};
+    use rondo::recipe::Architecture;
 
     #[test]
     fn shown_recipes_read_back_the_same() {
@@ -111,5 +121,11 @@ mod tests {
                 "{text}"
             );
         }
+    }
+    #[test]
+    fn the_example_says_every_switch_of_the_paper() {
+        let text = to_toml(&Recipe::preset(Preset::Paper));
+        assert_eq!(include_str!("../../../deploy/examples/recipe.toml"), text);
+        assert!(text.lines().all(|line| line.len() <= 110), "{text}");
     }
 }
