@@ -39,6 +39,8 @@ pub(crate) enum Error {
          protocol 2, the default of torch.save)"
     )]
     Instruction { code: u8, at: usize },
+    #[error("it is of pickle protocol {0}; save it with protocol 2, the default of torch.save")]
+    Protocol(u8),
     #[error("it asks for {name} at byte {at}, which is not allowed: nothing is executed here")]
     Global { name: String, at: usize },
     #[error("it is beyond the limit of {most} {what} at byte {at}")]
@@ -162,8 +164,9 @@ impl<'a> Machine<'a, '_> {
         let code = self.need(Cursor::u8)?;
         match code {
             0x80 => {
-                if self.need(Cursor::u8)? > PROTOCOL_MAX {
-                    return Err(self.limit("as the pickle protocol", usize::from(PROTOCOL_MAX)));
+                let protocol = self.need(Cursor::u8)?;
+                if protocol > PROTOCOL_MAX {
+                    return Err(Error::Protocol(protocol));
                 }
             }
             b'.' => return self.pop().map(Some),
