@@ -1,7 +1,8 @@
-//! `self-test`: the process tries what it must not be able to do and says what came of it.
+//! `self-test`: the process tries what it must not be able to do and says what came of it, or computes
+//! what is known.
 
 use crate::args::{SelfTest, SelfTestOf};
-use crate::{DONE, FAILED, output};
+use crate::{DONE, FAILED, output, parity};
 use anyhow::Result;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -12,7 +13,13 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(args: &SelfTest) -> Result<u8> {
-    let SelfTestOf::Network { connect } = args.what;
+    match args.what {
+        SelfTestOf::Network { connect } => network(connect),
+        SelfTestOf::Numbers { device } => parity::self_test(device),
+    }
+}
+
+fn network(connect: SocketAddr) -> Result<u8> {
     let any = (Ipv4Addr::UNSPECIFIED, 0);
     let attempts: [(&str, io::Result<()>); 5] = [
         ("tcp connect", TcpStream::connect_timeout(&connect, PATIENCE).map(drop)),
