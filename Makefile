@@ -7,6 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET_DIR)/debug
+BENCH_VENV := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rondo/bench-venv
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rondo/tools
 DENY := $(TOOLS)/cargo-deny-0.20.2/bin/cargo-deny
 MACHETE := $(TOOLS)/cargo-machete-0.9.2/bin/cargo-machete
@@ -57,8 +58,19 @@ unused: $(MACHETE)
 provision-test:
 	cd deploy/libtorch && $(PYTHON) -B -m unittest
 
-bench: build ## How fast this machine trains and segments (full network)
-	for what in step infer; do $(BIN)/rondo-trainer bench $$what --json; done
+# PyTorch is for the comparison only: nothing that is built or tested needs it.
+bench: build ## How fast this machine trains and segments, in turns with PyTorch
+	@if ! $(BENCH_VENV)/bin/python -c 'import torch; assert torch.__version__.startswith("2.9.0")' 2>/dev/null; then \
+	  echo "bench: getting PyTorch 2.9.0 for the comparison, once, into $(BENCH_VENV)"; \
+	  $(PYTHON) -m venv $(BENCH_VENV) && $(BENCH_VENV)/bin/pip install --quiet torch==2.9.0 numpy || \
+	    echo "bench: PyTorch 2.9.0 CANNOT BE HAD (see above), so there is nothing to compare with"; \
+	fi
+	@peer=(--peer $(BENCH_VENV)/bin/python); \
+	$(BENCH_VENV)/bin/python -c 'import torch' 2>/dev/null || peer=(); \
+	for what in "step --precision fp32" "step --precision bf16" infer; do \
+	  $(BIN)/rondo-trainer bench $$what "$${peer[@]}"; \
+	done; \
+	$(BIN)/rondo-trainer bench sample
 
 libtorch: ## libtorch 2.9.0 from LIBTORCH, the cache, or the network (the kit linked now, else CPU)
 	$(call provision,)

@@ -1,97 +1,74 @@
-//! `bench`: how fast this machine trains and segments, on data made for the purpose.
+//! `bench`: how fast this machine trains and segments, on data made for the purpose; beside PyTorch,
+//! if asked. What is measured, and how, is told in `benches/README.md`.
+
+mod figures;
+mod infer;
+mod peer;
+mod process;
+mod sample;
+mod step;
 
 use crate::{DONE, args, output};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use figures::Unit;
 use ndarray::Array3;
-use rondo::recipe::{Architecture, Method, Preset, Recipe, Select};
-use rondo_learn::checkpoint::Weights;
-use rondo_learn::device::Device;
-use rondo_learn::infer::Model;
-use rondo_learn::report::Progress;
-use rondo_learn::segment::Case;
-use rondo_learn::train::{Visit, train};
-use serde_json::json;
-use std::ops::ControlFlow;
-use std::time::Instant;
-
-/// Updates before the clock counts: libtorch chooses its kernels in them.
-const WARM_UP: u32 = 3;
-/// Edge of the cube that `step` cuts its segments from.
-const STEP_EDGE: usize = 48;
+use peer::{Peer, Setup};
+use rondo::recipe::{Architecture, Method};
+use rondo_learn::device::{Choice, Device};
+use std::path::absolute;
 
 pub(crate) fn run(args: &args::Bench) -> Result<u8> {
+    if !matches!(args.method, Method::Tl | Method::Lwf) {
+        bail!("--method is {}, but bench measures tl or lwf", args.method);
+    }
+    let [n1, n2, n3, m] = args.widths.0;
+    let architecture = Architecture { n1, n2, n3, m };
+    if !architecture.is_possible() {
+        bail!("--widths must satisfy N1 ≤ N2 ≤ N3");
+    }
     let device = Device::open(args.device)?;
-    let (what, unit, mut times) = match args.what {
-        args::BenchOf::Step => ("step", "ms/update", step(args, &device)?),
-        args::BenchOf::Infer => ("infer", "ms/volume", infer(args, &device)?),
+    let (unit, figures) = match args.what {
+        args::BenchOf::Step => {
+            (Unit::Update, step::run(args, architecture, &device, peer(args, &device)?)?)
+        }
+        args::BenchOf::Infer => {
+            (Unit::Volume, infer::run(args, architecture, &device, peer(args, &device)?)?)
+        }
+        args::BenchOf::Sample => {
+            output::line(&sample::run(args, architecture, &device)?)?;
+            return Ok(DONE);
+        }
     };
-    times.sort_by(f64::total_cmp);
-    let median = times.get(times.len() / 2).copied().context("nothing was measured")? * 1e3;
-    let batch = args.batch;
-    let text = if args.json {
-        json!({
-            "schema": output::SCHEMA, "bench": what, "device": device.describe(),
-            "widths": args.widths.0, "batch": batch, "shape": args.shape.0,
-            "repeats": times.len(), "median_ms": median,
-        })
-        .to_string()
-    } else {
-        format!("{what}: {median:.1} {unit} (median of {}) on {}", times.len(), device.describe())
-    };
-    output::line(&text)?;
+    let report = figures::Report { unit, args, device: &device, figures: &figures };
+    output::line(&if args.json { report.json().to_string() } else { report.text() })?;
     Ok(DONE)
 }
 
-fn architecture(args: &args::Bench) -> Architecture {
-    let [n1, n2, n3, m] = args.widths.0;
-    Architecture { n1, n2, n3, m }
-}
-
-/// Seconds of single updates: sampling, forward, backward, Adam, and reading the loss back.
-fn step(args: &args::Bench, device: &Device) -> Result<Vec<f64>> {
-    let recipe = Recipe {
-        method: Method::Tl,
-        architecture: architecture(args),
-        epochs: WARM_UP + args.repeats,
-        segments_per_case: args.batch.max(2),
-        mini_batch: args.batch,
-        select: Select::Last,
-        ..Recipe::preset(Preset::Paper)
+/// Starts the peer, if there shall be one.
+fn peer(args: &args::Bench, device: &Device) -> Result<Option<Peer>> {
+    let Some(python) = &args.peer else { return Ok(None) };
+    let network = args.network.as_deref().map(absolute).transpose().context("finding --network")?;
+    let device_name = match device.choice() {
+        Choice::Cuda(n) => format!("cuda:{n}"),
+        _ => "cpu".to_owned(),
     };
-    let image = pattern([STEP_EDGE; 3]);
-    let label = image.mapv(|v| u8::from(v > 0.9));
-    let brain = Array3::ones(image.dim());
-    let case =
-        Case { id: "pattern", image: image.view(), label: label.view(), brain: brain.view() };
-    let visit = Visit { recipe: &recipe, seed: 1, received: None, cases: &[case], validation: &[] };
-    let (mut times, mut last) = (Vec::new(), Instant::now());
-    train(&visit, device, &mut |event| {
-        if let Progress::Update { update, .. } = event {
-            if update > WARM_UP {
-                times.push(last.elapsed().as_secs_f64());
-            }
-            last = Instant::now();
-        }
-        ControlFlow::Continue(())
-    })?;
-    Ok(times)
-}
-
-/// Seconds of whole volumes.
-fn infer(args: &args::Bench, device: &Device) -> Result<Vec<f64>> {
-    let model = Model::new(&Weights::initial(architecture(args), 1), device);
-    let image = pattern(args.shape.0.map(|n| n as usize));
-    let mut times = Vec::new();
-    for _ in 0..args.repeats {
-        let begun = Instant::now();
-        model.probability(image.view())?;
-        times.push(begun.elapsed().as_secs_f64());
-    }
-    Ok(times)
+    Ok(Some(Peer::start(
+        python,
+        &Setup {
+            device: device_name,
+            threads: device.threads(),
+            batch: args.batch,
+            widths: args.widths.0,
+            teacher: args.method == Method::Lwf,
+            network: network.as_deref(),
+        },
+    )?))
 }
 
 /// Smooth waves between -1 and 1, so that no kernel meets only zeros.
-fn pattern(shape: [usize; 3]) -> Array3<f32> {
+fn pattern(shape: [u32; 3]) -> Array3<f32> {
     #[allow(clippy::cast_precision_loss)]
-    Array3::from_shape_fn(shape, |(x, y, z)| ((x * 3 + y * 5 + z * 7) as f32 * 0.21).sin())
+    Array3::from_shape_fn(shape.map(|n| n as usize), |(x, y, z)| {
+        ((x * 3 + y * 5 + z * 7) as f32 * 0.21).sin()
+    })
 }

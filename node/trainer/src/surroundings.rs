@@ -22,7 +22,7 @@ const SETTINGS: [(&str, &str); 5] = [
     ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
 ];
 
-/// Tells the second start that it is the second.
+/// Tells the second start that it is the second, and which settings the first one made.
 const MARK: &str = "RONDO_TRAINER_SETTLED";
 
 /// Starts this program again with [`SETTINGS`], under the same process id; returns at once the second time.
@@ -36,7 +36,16 @@ pub(crate) fn settle() -> io::Result<()> {
     let missing = SETTINGS.iter().filter(|(name, _)| std::env::var_os(name).is_none());
     let settings: Vec<(&str, OsString)> =
         missing.map(|(name, value)| (*name, value.into())).collect();
+    let names: Vec<&str> = settings.iter().map(|(name, _)| *name).collect();
     let arguments = std::env::args_os().skip(1);
     let program = std::env::current_exe()?;
-    Err(Command::new(program).args(arguments).envs(settings).env(MARK, "1").exec())
+    Err(Command::new(program).args(arguments).envs(settings).env(MARK, names.join(" ")).exec())
+}
+
+/// Names of the variables that this program gave itself, for children that shall not have them.
+pub(crate) fn own() -> Vec<String> {
+    let mut names = vec![MARK.to_owned()];
+    names.extend(std::env::var(MARK).unwrap_or_default().split(' ').map(str::to_owned));
+    names.retain(|name| name == MARK || SETTINGS.iter().any(|(known, _)| known == name));
+    names
 }
