@@ -1,6 +1,9 @@
 //! Lets the programs and tests of this package find libtorch without `LD_LIBRARY_PATH`: where it
 //! stood at build time, or in `../lib/rondo` beside an installed program.
-//! rondo-trainer uses this file too.
+//! Says which version that was. rondo-trainer uses this file too.
+
+#[path = "src/libtorch.rs"]
+mod libtorch;
 
 use std::env;
 use std::path::Path;
@@ -12,6 +15,9 @@ fn main() {
         Ok(lib) if lib.join("libtorch_cpu.so").is_file() => {
             println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib/rondo");
             println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
+            if let Some(version) = lib.parent().and_then(libtorch::version) {
+                println!("cargo::rustc-env=RONDO_LIBTORCH_VERSION={version}");
+            }
         }
         _ => println!(
             "cargo::error=LIBTORCH={libtorch} has no lib/libtorch_cpu.so: run `make libtorch` in \

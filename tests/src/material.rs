@@ -33,6 +33,8 @@ pub struct PlanText {
     pub cycles: u32,
     /// Epochs of a visit.
     pub epochs: u32,
+    /// What a visit does with the model it received.
+    pub method: &'static str,
     /// Widths of the network.
     pub widths: [u32; 4],
 }
@@ -46,6 +48,7 @@ impl PlanText {
             topology: "swt",
             sites: sites.iter().map(|s| (*s).to_owned()).collect(),
             cycles: 1,
+            method: "lwf",
             epochs: 1,
             widths: [2, 3, 4, 6],
         }
@@ -54,11 +57,11 @@ impl PlanText {
     /// The file.
     #[must_use]
     pub fn toml(&self) -> String {
-        let Self { name, topology, sites, cycles, epochs, widths } = self;
+        let Self { name, topology, sites, cycles, method, epochs, widths } = self;
         let seed = crate::seed();
         format!(
             "name = \"{name}\"\ntopology = \"{topology}\"\nsites = {sites:?}\ncycles = {cycles}\nseed = {seed}\n\
-             [recipe]\npreset = \"paper\"\nmethod = \"lwf\"\nwidths = {widths:?}\nepochs = {epochs}\n\
+             [recipe]\npreset = \"paper\"\nmethod = \"{method}\"\nwidths = {widths:?}\nepochs = {epochs}\n\
              segments_per_case = 4\nmini_batch = 4\nvalidate_every = 1000\n"
         )
     }

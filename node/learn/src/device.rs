@@ -1,7 +1,9 @@
 //! Where tensors live. The one place that names a backend, so that a successor of libtorch's backend
 //! changes nothing else.
 
+use crate::libtorch;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Why a device cannot be used.
@@ -10,6 +12,19 @@ pub enum Error {
     /// Not a device's name.
     #[error("`{0}` is not a device; use auto, cpu, cuda:N or flex")]
     Name(String),
+    /// Another libtorch is loaded than this program was built with.
+    #[error(
+        "this program was built with libtorch {built}, but {} is {found}; run `make libtorch`, or \
+         put libtorch {built} where `LIBTORCH` said when it was built", path.display()
+    )]
+    Version {
+        /// Version it was built with.
+        built: &'static str,
+        /// Version that was loaded.
+        found: String,
+        /// The library that was loaded.
+        path: PathBuf,
+    },
     /// libtorch sees no such GPU.
     #[error(
         "device cuda:{wanted} was asked for, but libtorch sees {found} CUDA devices; \
@@ -71,8 +86,30 @@ pub struct Device {
     choice: Choice,
 }
 
-/// libtorch that torch-sys 0.22 is made for; its build checks the one it finds against it.
-const LIBTORCH_VERSION: &str = "2.9.0";
+/// libtorch that this program was built with; by default the one that torch-sys 0.22 is made for.
+const BUILT_WITH: &str = match option_env!("RONDO_LIBTORCH_VERSION") {
+    Some(version) => version,
+    None => "2.9.0",
+};
+
+/// The libtorch that the system loaded into this process, with its version if it can be told.
+fn loaded() -> Option<(PathBuf, String)> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let mut paths = maps.lines().filter_map(|line| line.find('/').and_then(|at| line.get(at..)));
+    let path = PathBuf::from(paths.find(|path| path.ends_with("/libtorch_cpu.so"))?);
+    let version = libtorch::version(path.parent()?.parent()?)?;
+    Some((path, version))
+}
+
+/// Refuses a libtorch of another version: its numbers were never compared, and it may crash.
+fn check_version(loaded: Option<(PathBuf, String)>) -> Result<(), Error> {
+    match loaded {
+        Some((path, found)) if found != BUILT_WITH => {
+            Err(Error::Version { built: BUILT_WITH, found, path })
+        }
+        _ => Ok(()),
+    }
+}
 
 impl Device {
     /// Opens the device of `choice`.
@@ -81,6 +118,9 @@ impl Device {
     /// A CUDA device that libtorch does not see.
     #[allow(deprecated)] // Burn 0.22 marks libtorch's backend for removal; this is its only use.
     pub fn open(choice: Choice) -> Result<Self, Error> {
+        if choice != Choice::Flex {
+            check_version(loaded())?;
+        }
         let cuda = || usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
         let choice = match choice {
             Choice::Auto if cuda() > 0 => Choice::Cuda(0),
@@ -110,12 +150,14 @@ impl Device {
     /// Device and libraries in one line, for people and reports.
     #[must_use]
     pub fn describe(&self) -> String {
-        let built = option_env!("RONDO_LIBTORCH_VERSION").unwrap_or(LIBTORCH_VERSION);
         match self.choice {
             Choice::Flex => "flex (Burn 0.22.1, pure Rust)".to_owned(),
-            Choice::Cuda(n) => format!("cuda:{n} (libtorch {built}, Burn 0.22.1)"),
+            Choice::Cuda(n) => format!("cuda:{n} (libtorch {BUILT_WITH}, Burn 0.22.1)"),
             Choice::Auto | Choice::Cpu => {
-                format!("cpu (libtorch {built}, Burn 0.22.1, {} threads)", tch::get_num_threads())
+                format!(
+                    "cpu (libtorch {BUILT_WITH}, Burn 0.22.1, {} threads)",
+                    tch::get_num_threads()
+                )
             }
         }
     }
@@ -161,6 +203,10 @@ mod tests {
         }
         let missing = Device::open(Choice::Cuda(4096)).unwrap_err();
         assert!(missing.to_string().contains("cuda:4096"), "{missing}");
+        let (path, version) = loaded().unwrap();
+        assert!(path.is_file() && check_version(Some((path.clone(), version))).is_ok());
+        let other = check_version(Some((path, "1.13.1".to_owned()))).unwrap_err().to_string();
+        assert!(other.contains("1.13.1") && other.contains("make libtorch"), "{other}");
         assert_ne!(Device::open(Choice::Auto).unwrap().choice(), Choice::Auto);
     }
 }

@@ -44,8 +44,6 @@ pub(crate) struct Prepared {
     pub(crate) epoch: u32,
     /// Number within the epoch, from 0.
     pub(crate) batch: u32,
-    /// Mini-batches of this epoch.
-    pub(crate) batches: u32,
     /// What was cut.
     pub(crate) segments: Vec<Segment>,
     pub(crate) data: Batch,
@@ -114,7 +112,6 @@ struct Job {
     number: u64,
     epoch: u32,
     batch: u32,
-    batches: u32,
     segments: Vec<Segment>,
 }
 
@@ -135,7 +132,6 @@ fn plan(
         let drawn = Epoch::new(cases, recipe, seed, epoch);
         let of_pools = drawn.batches_of_pools();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let batches = count(of_pools.iter().sum());
         let first = if epoch == from.epoch { from.batch } else { 0 };
         let mut batch = 0;
         for (pool, of_pool) in of_pools.into_iter().enumerate() {
@@ -145,7 +141,7 @@ fn plan(
             }
             for segments in drawn.draw(pool) {
                 if batch >= first {
-                    if jobs.send(Job { number, epoch, batch, batches, segments }).is_err() {
+                    if jobs.send(Job { number, epoch, batch, segments }).is_err() {
                         return;
                     }
                     number += 1;
@@ -168,7 +164,7 @@ fn prepare(
 ) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { number, epoch, batch, batches, segments }) = job else {
+        let Ok(Job { number, epoch, batch, segments }) = job else {
             return;
         };
         if !line.await_turn(number) {
@@ -180,7 +176,6 @@ fn prepare(
         let prepared = cut(cases, &segments, augmentation).map(|data| Prepared {
             epoch,
             batch,
-            batches,
             segments,
             data,
         });

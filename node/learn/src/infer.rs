@@ -62,7 +62,14 @@ impl Model {
     /// # Errors
     /// A device that fails, or an image with values that are no numbers.
     pub fn probability(&self, image: ArrayView3<'_, f32>) -> Result<Array3<f32>, Error> {
-        self.probability_in_blocks(image, BLOCK_TILES)
+        let mut tiles = BLOCK_TILES;
+        loop {
+            match self.probability_in_blocks(image, tiles) {
+                // Smaller blocks give the same numbers, more slowly.
+                Err(Error::Network(network::Error::OutOfMemory)) if tiles > 1 => tiles /= 2,
+                other => return other,
+            }
+        }
     }
 
     pub(crate) fn probability_in_blocks(

@@ -13,6 +13,7 @@ pub mod forgetting;
 pub mod import;
 pub mod infer;
 mod layers;
+mod libtorch;
 pub mod loss;
 pub mod memory;
 mod native;

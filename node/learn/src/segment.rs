@@ -133,6 +133,7 @@ pub(crate) fn batches(cases: &[Indexed<'_>], recipe: &Recipe, seed: u64, epoch: 
 }
 
 /// All mini-batches of one epoch.
+#[cfg(test)]
 pub(crate) fn epoch(
     cases: &[Indexed<'_>],
     recipe: &Recipe,

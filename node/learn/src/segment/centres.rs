@@ -41,6 +41,17 @@ pub(crate) struct Indexed<'a> {
     background: Vec<u32>,
 }
 
+/// Voxels of a kind in a row. In bytes and without overflow checks the compiler counts 16 or more at
+/// a time; a byte holds the count of 255.
+fn count(kind: Kind, label: &[u8], brain: &[u8]) -> u32 {
+    let count = |(label, brain): (&[u8], &[u8])| {
+        let holds = label.iter().zip(brain).map(|(label, brain)| kind.holds(*label, *brain));
+        u32::from(holds.fold(0_u8, |n, holds| n.wrapping_add(u8::from(holds))))
+    };
+    let most = usize::from(u8::MAX);
+    label.chunks(most).zip(brain.chunks(most)).map(count).sum()
+}
+
 fn total(up_to: &[u32]) -> u64 {
     up_to.last().copied().map_or(0, u64::from)
 }
@@ -62,18 +73,15 @@ impl<'a> Indexed<'a> {
         else {
             return Err(Unfit::Layout(name()));
         };
-        let none = Vec::new();
-        let mut indexed = Self {
-            id: case.id,
-            image,
-            label,
-            brain,
-            shape,
-            tumour: none.clone(),
-            background: none,
-        };
-        indexed.tumour = indexed.up_to(Kind::Tumour);
-        indexed.background = indexed.up_to(Kind::Background);
+        let (tumour, background) = (Vec::new(), Vec::new());
+        let mut indexed = Self { id: case.id, image, label, brain, shape, tumour, background };
+        let mut sums = [0_u32; 2];
+        for i in indexed.admissible(0) {
+            let slab = indexed.count_slab(i);
+            sums = [0, 1].map(|kind| sums[kind].saturating_add(slab[kind]));
+            indexed.tumour.push(sums[0]);
+            indexed.background.push(sums[1]);
+        }
         if total(&indexed.tumour) + total(&indexed.background) == 0 {
             return Err(Unfit::Empty(name()));
         }
@@ -85,25 +93,22 @@ impl<'a> Indexed<'a> {
     }
 
     /// Label and brain of the admissible part of a row.
-    fn row(&self, i: usize, j: usize) -> impl Iterator<Item = (u8, u8)> {
+    fn row(&self, i: usize, j: usize) -> (&'a [u8], &'a [u8]) {
         let [_, rows, columns] = self.shape;
         let first = (i * rows + j) * columns;
         let row = first + MARGIN..first + columns - MARGIN;
-        self.label[row.clone()].iter().copied().zip(self.brain[row].iter().copied())
+        (&self.label[row.clone()], &self.brain[row])
     }
 
-    fn count(&self, kind: Kind, i: usize, j: usize) -> u32 {
-        self.row(i, j).map(|(label, brain)| u32::from(kind.holds(label, brain))).sum()
-    }
-
-    fn up_to(&self, kind: Kind) -> Vec<u32> {
-        let mut sum = 0_u32;
-        let slab = |i| {
-            let count: u32 = self.admissible(1).map(|j| self.count(kind, i, j)).sum();
-            sum = sum.saturating_add(count);
-            sum
-        };
-        self.admissible(0).map(slab).collect()
+    /// How many voxels of each kind the slab `i` has.
+    fn count_slab(&self, i: usize) -> [u32; 2] {
+        self.admissible(1).fold([0; 2], |[tumour, background], j| {
+            let (label, brain) = self.row(i, j);
+            [
+                tumour + count(Kind::Tumour, label, brain),
+                background + count(Kind::Background, label, brain),
+            ]
+        })
     }
 
     /// How many of `wanted` segments are centred on tumour and how many on background. Where one
@@ -176,13 +181,13 @@ impl<'a> Indexed<'a> {
         let i = MARGIN + slab;
         let mut left = u32::try_from(rank - before).ok()?;
         for j in self.admissible(1) {
-            let count = self.count(kind, i, j);
+            let (label, brain) = self.row(i, j);
+            let count = count(kind, label, brain);
             if left < count {
-                let mut of_kind = self.row(i, j).enumerate();
-                let nth = of_kind
-                    .by_ref()
-                    .filter(|(_, (label, brain))| kind.holds(*label, *brain))
-                    .nth(usize::try_from(left).ok()?);
+                let holds =
+                    label.iter().zip(brain).map(|(label, brain)| kind.holds(*label, *brain));
+                let mut of_kind = holds.enumerate().filter(|(_, holds)| *holds);
+                let nth = of_kind.nth(usize::try_from(left).ok()?);
                 return nth.map(|(k, _)| [i, j, MARGIN + k]);
             }
             left -= count;
