@@ -49,9 +49,9 @@ pub(crate) enum Memory {
     /// Nothing: a fresh model, or a method that does not care.
     Nothing,
     /// The model itself, frozen, for its logits on the local segments.
-    Teacher(Frozen),
+    Teacher(Box<Frozen>),
     /// Its parameters and their importance.
-    Anchor(Anchor),
+    Anchor(Box<Anchor>),
 }
 
 /// Received parameters and how strongly each is held.
@@ -75,7 +75,10 @@ impl Memory {
             return Ok((Self::Nothing, None));
         };
         if recipe.method == Method::Lwf {
-            return Ok((Self::Teacher(Frozen::new(received, device, recipe.precision)), None));
+            return Ok((
+                Self::Teacher(Box::new(Frozen::new(received, device, recipe.precision))),
+                None,
+            ));
         }
         if !recipe.method.anchors() {
             return Ok((Self::Nothing, None));
@@ -95,7 +98,7 @@ impl Memory {
             importance: vector(importance, device),
             strength: recipe.anchor_lambda * half,
         };
-        Ok((Self::Anchor(anchor), None))
+        Ok((Self::Anchor(Box::new(anchor)), None))
     }
 
     /// The received model's logits `[n, 2, 9, 9, 9]` on a batch, where it teaches.

@@ -137,7 +137,7 @@ pub fn go_on(
     check(visit)?;
     let (cases, set_aside) = index(visit, listener)?;
     let mut run = Run::begin(visit, device, &cases, (identity, saved), listener)?;
-    let ended = run.to_the_end();
+    let ended = run.finish();
     if matches!(ended, Err(Error::Stopped)) {
         run.keep()?;
     }
@@ -167,7 +167,7 @@ struct Run<'r, 'v> {
 
 impl Run<'_, '_> {
     /// All epochs that are left; then the model to hand on, and the epoch it has completed.
-    fn to_the_end(&mut self) -> Result<(Weights, u32), Error> {
+    fn finish(&mut self) -> Result<(Weights, u32), Error> {
         let Visit { recipe, seed, .. } = self.visit;
         if self.visit.received.is_some() && self.figures.dice_before.is_none() {
             self.figures.dice_before = self.validate(0)?.map(Exact);

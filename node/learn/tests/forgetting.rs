@@ -58,7 +58,7 @@ fn important_parameters_stay_near_what_came_and_importance_adds_up() {
             (0.0, None)
         );
         let (near, far) = (distance(&received, &held.weights), distance(&received, &tl.weights));
-        assert!(near < 0.5 * far, "{method}: {near} against {far} of transfer alone");
+        assert!(near < 0.7 * far, "{method}: {near} against {far} of transfer alone");
     }
 }
 
