@@ -62,7 +62,7 @@ impl PlanText {
         format!(
             "name = \"{name}\"\ntopology = \"{topology}\"\nsites = {sites:?}\ncycles = {cycles}\nseed = {seed}\n\
              [recipe]\npreset = \"paper\"\nmethod = \"{method}\"\nwidths = {widths:?}\nepochs = {epochs}\n\
-             segments_per_case = 4\nmini_batch = 4\nvalidate_every = 1000\n"
+             segments_per_case = 4\nmini_batch = 4\nvalidate_every = 1000\nimportance_segments = 40\n"
         )
     }
 }
