@@ -64,6 +64,7 @@ pub(crate) struct Network {
 }
 
 /// What a training pass keeps for its backward pass.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(crate) enum Tape {
     /// Burn's own graph.
     Composed { logits: Tensor<5>, leaves: Leaves, seen: BatchStatistics },
@@ -80,6 +81,7 @@ pub(crate) struct Leaves {
 }
 
 /// What the training pass saw at every BatchNorm.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(crate) enum BatchStatistics {
     /// Mean and unbiased variance of the batch; empty where the running ones were used.
     Seen { means: Vec<Tensor<1>>, variances: Vec<Tensor<1>> },

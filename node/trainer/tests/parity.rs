@@ -82,7 +82,11 @@ fn what_is_missing_fails_by_its_name() {
         std::fs::remove_file(folder.path().join(name)).unwrap();
         let failed = failed(folder.path());
         assert!(failed.iter().any(|l| l["detail"].as_str().unwrap().contains(name)), "{failed:?}");
-        assert!(failed.iter().all(|l| l["max_abs_error"].is_null()), "{failed:?}");
+        // Without the forward batch, the map is compared with the weights as stored, and differs.
+        let number = |l: &Value| l["check"].as_str().unwrap().starts_with("tiled.");
+        let fine =
+            |l: &Value| l["max_abs_error"].is_null() || name.contains("forward") && number(l);
+        assert!(failed.iter().all(fine), "{failed:?}");
     }
     let output = trainer(&["parity", "/nonexistent/golden"]);
     assert_eq!(output.status.code(), Some(1));

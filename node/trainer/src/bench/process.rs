@@ -33,9 +33,9 @@ mod tests {
         let mut sum = 0_u64;
         let block: Vec<u64> = (0..16 << 20).collect();
         while cpu_ms() < before + 30.0 {
-            sum = sum.wrapping_add(block.iter().sum::<u64>());
+            sum = std::hint::black_box(sum.wrapping_add(block.iter().sum::<u64>()));
         }
-        assert!(before >= 0.0 && sum > 0);
+        assert!(before >= 0.0);
         assert!(peak_rss_mib().is_some_and(|mib| mib >= 128));
     }
 }
