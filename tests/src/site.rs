@@ -74,7 +74,9 @@ impl Site {
         if let Some(cohort) = cohort {
             let config = folder.join(format!("{name}-trainer.toml"));
             let work = folder.join(format!("{name}-work"));
-            let text = format!("cohort = {cohort:?}\nwork = {work:?}\ndevice = \"cpu\"\n");
+            let text = format!(
+                "cohort = {cohort:?}\nwork = {work:?}\ndevice = \"cpu\"\nsave_every_s = 0\n"
+            );
             fs::write(&config, text).unwrap();
             command.arg("--trainer-config").arg(config);
         }

@@ -6,7 +6,7 @@ use rondo_tests::federation::{Federation, SPREAD, exported};
 use rondo_tests::hand::digest;
 use rondo_tests::material::PlanText;
 use rondo_tests::site::{Site, request};
-use rondo_tests::{eventually, history};
+use rondo_tests::{eventually, history, log};
 use std::time::{Duration, Instant};
 use tokio_stream::StreamExt as _;
 
@@ -104,6 +104,8 @@ async fn a_node_killed_in_its_training_contributes_once() {
     stanford.start();
     stanford.ready_to_train().await;
     let view = all.finished(&round, 7 * VISIT).await;
+    let said = log::text(&all.sites[1].trainer_log());
+    assert!(said.contains("going on after update"), "the visit began anew:\n{said}");
     assert_eq!(view.visits.len(), 6);
     assert!(
         view.visits.iter().all(|v| v.phase() == VisitPhase::HandedOver && v.stalled.is_empty())

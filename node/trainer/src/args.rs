@@ -72,6 +72,9 @@ pub struct Train {
     /// Seed of every random draw.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Folder for prepared cases, which visits may share; without it they lie in the folder of --out.
+    #[arg(long, value_name = "DIR")]
+    pub work: Option<PathBuf>,
     /// Begin anew: ignore the state of an interrupted visit, and overwrite a result.
     #[arg(long)]
     pub fresh: bool,

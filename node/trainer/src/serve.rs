@@ -6,7 +6,7 @@ mod learn;
 
 use crate::cases::Cases;
 use crate::config::Config;
-use crate::unfinished::{self, SAVE_EVERY_S, Unfinished};
+use crate::unfinished::{self, Unfinished};
 use crate::{DONE, args, fault, kept};
 use anyhow::{Context, Result, bail};
 use rondo::checkpoint::{Extras, Layout, VerifiedCheckpoint};
@@ -186,7 +186,8 @@ async fn perform(
     let task = Arc::new(task);
     let kept = kept::Kept::of(&site.config.work, &task);
     let state = site.config.work.join("progress").join(kept.name());
-    let unfinished = Unfinished::at(state.clone(), Duration::from_secs(SAVE_EVERY_S.into()));
+    let unfinished =
+        Unfinished::at(state.clone(), Duration::from_secs(site.config.save_every_s.into()));
     let (bytes, result) = match kept.read(&layout) {
         Some(done) => {
             tracing::info!(visit = task.visit, "this visit was trained before; its result is used");

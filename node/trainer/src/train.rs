@@ -72,7 +72,7 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
     let device = Device::open(args.device)?;
     let described = device.describe();
     output.event("device", json!({"device": described}), &format!("device: {described}"))?;
-    let store = cases::store(&args.out)?;
+    let store = cases::store(args.work.as_deref().unwrap_or(&args.out))?;
     let load = |split: Split| -> Result<Cases> {
         let mut failed = Ok(());
         let what = format!("{} cases read", split.name());
@@ -85,7 +85,9 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
         Ok(cases)
     };
     let (training, validation) = (load(Split::Train)?, load(Split::Validation)?);
-    cases::prune(&store, &[&training, &validation])?;
+    if args.work.is_none() {
+        cases::prune(&store, &[&training, &validation])?;
+    }
     if training.ready.is_empty() {
         bail!("the cohort {} has no usable training case", args.cohort.display());
     }
