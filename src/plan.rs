@@ -368,6 +368,10 @@ epochs = 3
         let with = |lines: &str| Plan::from_toml(&format!("{THREE_SITES}{lines}"), 1);
         let plan = with("method = \"mas\"\nprecision = \"bf16\"\naugment_flips = true\n").unwrap();
         assert_eq!(plan.recipe.extras(), Extras { optimizer: false, importance: true });
+        assert_eq!(plan.recipe.anchor_lambda, 0.1);
+        assert_eq!(with("method = \"ewc\"\n").unwrap().recipe.anchor_lambda, 100.0);
+        let said = with("method = \"ewc\"\nanchor_lambda = 1\n").unwrap().recipe;
+        assert_eq!(said.anchor_lambda, 1.0);
         assert_eq!(Plan::from_canonical(&plan.canonical()), Ok(plan.clone()));
         assert!(plan.layout().tensors().iter().any(|t| t.name == "importance.fc.2.bias"));
         for (lines, word) in [
