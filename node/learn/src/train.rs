@@ -267,7 +267,7 @@ impl Run<'_, '_> {
             if recipe.select == Select::BestValidation
                 && self.best.as_ref().is_none_or(|(best, _)| dice >= best.dice)
             {
-                self.best = Some((Check { epoch, dice }, self.weights()?));
+                self.best = Some((Check { epoch, dice }, self.model()?));
             }
         }
         self.figures.loss_last = self.figures.end_epoch();
@@ -283,11 +283,8 @@ impl Run<'_, '_> {
         let recipe = self.visit.recipe;
         let (chosen, mut weights) = match &self.best {
             Some((check, weights)) => (check.epoch, weights.clone()),
-            None => (recipe.epochs, self.weights()?),
+            None => (recipe.epochs, self.model()?),
         };
-        if !recipe.carries_optimizer() {
-            weights.optimizer = None;
-        }
         if recipe.method.anchors() {
             weights.importance = Some(self.importance(&weights)?);
         }
@@ -321,6 +318,13 @@ impl Run<'_, '_> {
         })?;
         let before = self.visit.received.and_then(|r| r.importance.as_deref());
         Ok(importance.handed_on(before)?)
+    }
+
+    /// The model as it stands, with Adam's state where the recipe hands that on.
+    fn model(&self) -> Result<Weights, Error> {
+        let weights = self.weights()?;
+        let optimizer = weights.optimizer.filter(|_| self.visit.recipe.carries_optimizer());
+        Ok(Weights { optimizer, ..weights })
     }
 
     /// Copies the model with Adam's state to the host; every loss must have been read before.
