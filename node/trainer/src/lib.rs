@@ -16,7 +16,6 @@ pub mod recipe;
 pub mod sandbox;
 mod self_test;
 mod serve;
-mod surroundings;
 mod tensorboard;
 mod train;
 mod unfinished;
@@ -45,11 +44,6 @@ pub fn main() -> ExitCode {
     // Masks and weights come from patients' images: what is written is for this user alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let args = Args::parse();
-    if let Err(error) = surroundings::settle() {
-        output::error(&format!(
-            "starting again with settled threads failed, going on without: {error}"
-        ));
-    }
     let done = match args.command {
         Command::Train(args) => train::run(&args),
         Command::Predict(args) => predict::run(&args),

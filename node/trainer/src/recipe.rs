@@ -85,7 +85,11 @@ pub fn to_toml(r: &Recipe) -> String {
     value!(augment_scale, "s: intensities times U(1 - s, 1 + s); 0 = off");
     value!(augment_shift, "s: intensities plus U(-s, s), in z-score units; 0 = off");
     value!(gradient_clip, "largest L2 norm of the gradient; 0 = off");
-    value!(anchor_lambda, "weight of the penalty (left out: ewc 100, mas 0.1)");
+    // Left out, it suits whichever method is chosen.
+    let unused = !r.method.anchors() && r.anchor_lambda == Recipe::preset(r.preset).anchor_lambda;
+    let key = if unused { "# anchor_lambda" } else { "anchor_lambda" };
+    let note = "weight of the penalty (left out: ewc 100, mas 0.1)";
+    line(key, format!("{:?}", r.anchor_lambda), note);
     value!(importance_segments, "on which importance is measured (ewc, mas)");
     text
 }

@@ -1,4 +1,4 @@
-//! Settings that libgomp and glibc read before `main`, so the program starts itself once more with them.
+//! Settings that libgomp and glibc read before `main`, so they are made for a program about to start.
 //!
 //! libgomp's workers wait for work by spinning, by default for some ten milliseconds after every
 //! parallel loop. Beside any other busy process that more than doubles the processor time of a visit
@@ -7,9 +7,7 @@
 //! them saves nine tenths of the time spent in the kernel (full-size inference: 7.9 s to 0.7 s of 28 s)
 //! for up to twice the memory.
 
-use std::ffi::OsString;
-use std::io;
-use std::os::unix::process::CommandExt;
+use std::env;
 use std::process::Command;
 
 /// Set where an operator has not set them; any that is set wins.
@@ -24,30 +22,13 @@ const SETTINGS: [(&str, &str); 5] = [
     ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
 ];
 
-/// Tells the second start that it is the second, and which settings the first one made.
-const MARK: &str = "RONDO_TRAINER_SETTLED";
+/// Names of the variables that were set here, for the children of the program that shall not have them.
+const MARK: &str = "RONDO_TRAINER_SETTINGS";
 
-/// Starts this program again with [`SETTINGS`], under the same process id; returns at once the second time.
-///
-/// # Errors
-/// The program's own file cannot be started; it can go on without the settings.
-pub(crate) fn settle() -> io::Result<()> {
-    if std::env::var_os(MARK).is_some() {
-        return Ok(());
-    }
-    let missing = SETTINGS.iter().filter(|(name, _)| std::env::var_os(name).is_none());
-    let settings: Vec<(&str, OsString)> =
-        missing.map(|(name, value)| (*name, value.into())).collect();
-    let names: Vec<&str> = settings.iter().map(|(name, _)| *name).collect();
-    let arguments = std::env::args_os().skip(1);
-    let program = std::env::current_exe()?;
-    Err(Command::new(program).args(arguments).envs(settings).env(MARK, names.join(" ")).exec())
-}
-
-/// Names of the variables that this program gave itself, for children that shall not have them.
-pub(crate) fn own() -> Vec<String> {
-    let mut names = vec![MARK.to_owned()];
-    names.extend(std::env::var(MARK).unwrap_or_default().split(' ').map(str::to_owned));
-    names.retain(|name| name == MARK || SETTINGS.iter().any(|(known, _)| known == name));
-    names
+/// Gives a program about to start the settings that its user did not make.
+pub(crate) fn settle(command: &mut Command) {
+    let missing = SETTINGS.into_iter().filter(|(name, _)| env::var_os(name).is_none());
+    let missing: Vec<_> = missing.collect();
+    let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
+    command.envs(missing).env(MARK, names.join(" "));
 }

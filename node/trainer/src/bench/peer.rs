@@ -1,7 +1,6 @@
 //! PyTorch beside us: a child process that does the same work when asked and says how long it took.
 
 use super::figures::Took;
-use crate::surroundings;
 use serde_json::{Value, json};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -16,6 +15,8 @@ const SCRIPT: &str = include_str!("../../benches/peer.py");
 const LINE_MAX: u64 = 4096;
 /// Longest wait for an answer; a cold start reads gigabytes of libraries.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Names the settings that the trainer was started with and its user did not make.
+const MADE_FOR_US: &str = "RONDO_TRAINER_SETTINGS";
 /// Set to `ours`, the child keeps the settings of threads and heap that the trainer gave itself.
 const SETTINGS: &str = "RONDO_BENCH_PEER_SETTINGS";
 
@@ -83,7 +84,7 @@ impl Peer {
         command.args(["-c", SCRIPT, &words.to_string()]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         if std::env::var_os(SETTINGS).is_none_or(|value| value != "ours") {
-            for name in surroundings::own() {
+            for name in std::env::var(MADE_FOR_US).unwrap_or_default().split_whitespace() {
                 command.env_remove(name);
             }
         }
