@@ -113,7 +113,7 @@ fn adam<'v, 'a>(
     if let Some(extra) = all.keys().next() {
         return Err(Error::Extra(quoted(&format!("optim_dict.{extra}"))));
     }
-    let learning_rate = group(values, groups, parameters.len(), notes)?;
+    let (learning_rate, amsgrad) = group(values, groups, parameters.len(), notes)?;
     let mut states = by_index(values, state, parameters.len())?;
     if states.is_empty() {
         return Ok(None);
@@ -125,6 +125,10 @@ fn adam<'v, 'a>(
         let one =
             states.remove(&i).ok_or_else(|| Error::Missing(format!("{here} ({parameter})")))?;
         let mut one = fields(values, one, &here)?;
+        if !amsgrad && !one.contains_key("max_exp_avg_sq") {
+            // Without amsgrad there is no maximum yet: the largest that is known is the last.
+            one.extend(one.get("exp_avg_sq").map(|last| ("max_exp_avg_sq", *last)));
+        }
         let mut take = |name| {
             one.remove(name).ok_or_else(|| Error::Missing(format!("{here}.{name} ({parameter})")))
         };
@@ -183,13 +187,13 @@ fn by_index(values: &Values<'_>, at: Ref, count: usize) -> Result<BTreeMap<usize
     Ok(all)
 }
 
-/// The one group of parameters: gives its learning rate, and tells settings that are not the published.
+/// The one group of parameters: gives its learning rate and amsgrad, and tells settings that are not the published.
 fn group(
     values: &Values<'_>,
     at: Ref,
     count: usize,
     notes: &mut Vec<String>,
-) -> Result<f64, Error> {
+) -> Result<(f64, bool), Error> {
     const NAME: &str = "optim_dict.param_groups";
     let Value::List(groups) = values.get(at) else {
         return Err(entry(NAME, "is not a list"));
@@ -230,10 +234,11 @@ fn group(
             other.push(format!("{name} {value}"));
         }
     }
-    match values.get(take("amsgrad")?) {
-        Value::Bool(true) => {}
-        Value::Bool(false) => other.push("amsgrad off".to_owned()),
-        _ => return Err(wrong("amsgrad", "is neither true nor false")),
+    let &Value::Bool(amsgrad) = values.get(take("amsgrad")?) else {
+        return Err(wrong("amsgrad", "is neither true nor false"));
+    };
+    if !amsgrad {
+        other.push("amsgrad off".to_owned());
     }
     for name in GROUP_OFF {
         let off = all.remove(name).is_none_or(|at| matches!(values.get(at), Value::Bool(false)));
@@ -251,5 +256,5 @@ fn group(
             other.join(", ")
         ));
     }
-    Ok(rate)
+    Ok((rate, amsgrad))
 }

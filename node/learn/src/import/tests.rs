@@ -195,6 +195,7 @@ struct Model {
     state: Vec<(String, Written)>,
     /// By parameter: exp_avg, exp_avg_sq, max_exp_avg_sq; and the steps.
     adam: Vec<(Vec<(&'static str, Written)>, f32)>,
+    amsgrad: bool,
 }
 
 impl Model {
@@ -237,7 +238,7 @@ impl Model {
             ];
             adam.push((three.to_vec(), 7.0));
         }
-        Self { weights, state, adam }
+        Self { weights, state, adam, amsgrad: true }
     }
 
     fn without_adam() -> Self {
@@ -292,7 +293,7 @@ impl Model {
         to.float(0.999);
         to.raw(b"\x86");
         to.text("amsgrad");
-        to.raw(b"\x88");
+        to.raw(if self.amsgrad { b"\x88" } else { b"\x89" });
         to.text("params");
         to.raw(b"](");
         (0..56).for_each(|i| to.int(i));

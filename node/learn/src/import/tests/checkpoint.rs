@@ -163,6 +163,16 @@ fn a_refusal_names_the_entry_of_the_optimizer() {
 }
 
 #[test]
+fn without_amsgrad_the_last_second_moment_is_the_largest_known() {
+    let mut model = Model::new();
+    model.amsgrad = false;
+    model.adam.iter_mut().for_each(|(three, _)| three.truncate(2));
+    let moments = any(&model.bytes()).unwrap().weights.optimizer.unwrap();
+    assert_eq!(moments.second, model.weights.optimizer.unwrap().second);
+    assert_eq!(moments.maximum, moments.second);
+}
+
+#[test]
 fn the_dictionary_itself_is_closed() {
     let write = |fill: &dyn Fn(&mut Save)| {
         let mut to = Save::new();
