@@ -20,7 +20,8 @@ impl From<TchError> for Error {
     fn from(error: TchError) -> Self {
         let text = error.to_string();
         // The words of libtorch's allocators for CUDA and for the processor.
-        if text.contains("out of memory") || text.contains("not enough memory") {
+        const WORDS: [&str; 3] = ["out of memory", "can't allocate memory", "not enough memory"];
+        if WORDS.iter().any(|words| text.contains(words)) {
             return Self::OutOfMemory;
         }
         Self::Device(text.lines().next().unwrap_or_default().to_owned())

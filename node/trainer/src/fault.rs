@@ -14,7 +14,7 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T> {
         let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
         let first = words.lines().next().unwrap_or_default();
         let first: String = first.chars().take(WORDS).collect();
-        if words.contains("out of memory") || words.contains("not enough memory") {
+        if words.contains("out of memory") || words.contains("allocate memory") {
             return anyhow!(
                 "the device has not enough memory ({first}); lower `mini_batch`, or free the device \
                  of other work"
