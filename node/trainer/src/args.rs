@@ -57,9 +57,9 @@ pub struct Recipe {
 /// Arguments of `train`.
 #[derive(Debug, Group)]
 pub struct Train {
-    /// Cohort file, or the folder it lies in.
-    #[arg(long, value_name = "FILE")]
-    pub cohort: PathBuf,
+    /// Cohort file, or the folder it lies in; several times to pool cohorts (method mixed).
+    #[arg(long, value_name = "FILE", required = true)]
+    pub cohort: Vec<PathBuf>,
     /// Hyper-parameters.
     #[command(flatten)]
     pub recipe: Recipe,

@@ -1,9 +1,10 @@
 //! A site's cases, mapped from their prepared files, as training wants them.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rondo_imaging::cohort::{Cohort, Split};
 use rondo_imaging::prepared::{Prepared, Store};
 use rondo_learn::segment::Case;
+use std::collections::HashMap;
 use std::path::Path;
 
 /// Cases of one split that could be read, and what was said about the others.
@@ -47,6 +48,35 @@ impl Cases {
         Ok(cases)
     }
 
+    /// Cases of one split of several cohorts, as if they were of one. A case is then called
+    /// `cohort/case`, since two sites may give a case the same name.
+    ///
+    /// # Errors
+    /// As [`Cases::load`].
+    pub fn pool(
+        cohorts: &[Cohort],
+        split: Split,
+        store: &Store,
+        mut told: impl FnMut(usize, usize),
+    ) -> Result<Self> {
+        if let [only] = cohorts {
+            return Self::load(only, split, store, told);
+        }
+        let mut pooled = Self::default();
+        for cohort in cohorts {
+            let mut cases = Self::load(cohort, split, store, &mut told)?;
+            let name = &cohort.name;
+            for case in &mut cases.ready {
+                case.id = format!("{name}/{}", case.id);
+            }
+            let of = |text: String| format!("{name}: {text}");
+            pooled.ready.append(&mut cases.ready);
+            pooled.set_aside.extend(cases.set_aside.into_iter().map(of));
+            pooled.notices.extend(cases.notices.into_iter().map(of));
+        }
+        Ok(pooled)
+    }
+
     /// What the learning library trains on.
     #[must_use]
     pub fn views(&self) -> Vec<Case<'_>> {
@@ -80,6 +110,21 @@ pub fn prune(store: &Store, used: &[&Cases]) -> Result<()> {
     store
         .prune(used.iter().flat_map(|cases| cases.digests()))
         .context("removing prepared cases that are no longer used")?;
+    Ok(())
+}
+
+/// Refuses two cases that hold the same arrays: one patient in two cohorts, which would be trained
+/// on twice, or trained on and judged by.
+///
+/// # Errors
+/// The names of both.
+pub fn check_distinct(all: &[&Cases]) -> Result<()> {
+    let mut seen = HashMap::new();
+    for case in all.iter().flat_map(|cases| &cases.ready) {
+        if let Some(other) = seen.insert(case.digest(), &case.id) {
+            bail!("cases `{other}` and `{}` hold the same image; remove one of them", case.id);
+        }
+    }
     Ok(())
 }
 

@@ -1,13 +1,14 @@
 //! `train`: one visit of this site, without a daemon.
 
-use crate::cases::{self, Cases, cohort};
+use crate::cases::{self, Cases};
 use crate::metrics::Log;
 use crate::output::{Output, SCHEMA};
 use crate::unfinished::{Unfinished, images};
 use crate::{DONE, args, fault, import, recipe};
 use anyhow::{Context, Result, anyhow, bail};
 use rondo::ids::Digest;
-use rondo_imaging::cohort::Split;
+use rondo::recipe::Method;
+use rondo_imaging::cohort::{Cohort, Split};
 use rondo_imaging::durable;
 use rondo_learn::checkpoint::Weights;
 use rondo_learn::device::Device;
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::io::Read;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Reads a model file of any kind that is recognised. The digest is that of our own layout.
@@ -58,7 +59,7 @@ struct Written {
 
 pub(crate) fn run(args: &args::Train) -> Result<u8> {
     let recipe = recipe::resolve(&args.recipe)?;
-    let cohort = cohort(&args.cohort)?;
+    let cohorts = cohorts(&args.cohort, recipe.method)?;
     let init = args.init.as_deref().map(model).transpose()?;
     // First of all, so that a folder that cannot be written fails before the work and not after it.
     std::fs::create_dir_all(&args.out)
@@ -76,7 +77,7 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
     let load = |split: Split| -> Result<Cases> {
         let mut failed = Ok(());
         let what = format!("{} cases read", split.name());
-        let cases = Cases::load(&cohort, split, &store, |done, total| {
+        let cases = Cases::pool(&cohorts, split, &store, |done, total| {
             let told = output.count(&what, done, total);
             failed = std::mem::replace(&mut failed, Ok(())).and(told);
         })?;
@@ -85,11 +86,15 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
         Ok(cases)
     };
     let (training, validation) = (load(Split::Train)?, load(Split::Validation)?);
+    if cohorts.len() > 1 {
+        cases::check_distinct(&[&training, &validation])?;
+    }
     if args.work.is_none() {
         cases::prune(&store, &[&training, &validation])?;
     }
     if training.ready.is_empty() {
-        bail!("the cohort {} has no usable training case", args.cohort.display());
+        let names: Vec<&str> = cohorts.iter().map(|cohort| cohort.name.as_str()).collect();
+        bail!("no training case of the cohort {} can be used", names.join(", "));
     }
     let unread = training.set_aside.len() + validation.set_aside.len();
     let visit = Visit {
@@ -159,6 +164,24 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
     unfinished.forget()?;
     tell_result(&output, &args.out, &done)?;
     Ok(DONE)
+}
+
+/// Reads the cohorts to train on. Sites keep their cases to themselves, so only the reference method
+/// for simulations may pool several.
+fn cohorts(paths: &[PathBuf], method: Method) -> Result<Vec<Cohort>> {
+    if paths.len() > 1 && method != Method::Mixed {
+        bail!(
+            "method {method} trains on one cohort and {} are given; method mixed pools them",
+            paths.len()
+        );
+    }
+    let cohorts = paths.iter().map(|path| cases::cohort(path)).collect::<Result<Vec<_>>>()?;
+    let mut names: Vec<&str> = cohorts.iter().map(|cohort| cohort.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => bail!("two cohorts are named {}; give one another name", pair[0]),
+        None => Ok(cohorts),
+    }
 }
 
 /// The result that lies in `out`, if it is the one of the visit of this `identity`.

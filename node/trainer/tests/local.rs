@@ -88,3 +88,46 @@ fn recipes_are_refused_with_every_problem() {
     let missing = trainer(folder.path(), &["show-recipe", "--recipe", "none.toml"]);
     assert!(text(&missing.stderr).contains("none.toml"));
 }
+
+#[test]
+fn only_mixed_pools_cohorts_and_no_image_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    for centre in [Centre::Usz, Centre::Uker] {
+        let options = SynthOptions {
+            train: 2,
+            validation: 1,
+            test: 0,
+            shape: [40, 44, 36],
+            ..SynthOptions::small(centre)
+        };
+        synthesise(&here.join(centre.name()), &options, &|_| {}).unwrap();
+    }
+    let recipe = "preset = \"paper\"\nwidths = [2, 3, 4, 6]\nepochs = 1\nmethod = ";
+    std::fs::write(here.join("tl.toml"), format!("{recipe}\"tl\"\n")).unwrap();
+    std::fs::write(here.join("mixed.toml"), format!("{recipe}\"mixed\"\n")).unwrap();
+    let train = |recipe: &str, cohorts: [&str; 2], out: &str| {
+        let [a, b] = cohorts;
+        let fixed = ["train", "--json", "--device", "cpu", "--work", "work", "--recipe", recipe];
+        trainer(here, &[&fixed[..], &["--cohort", a, "--cohort", b, "--out", out]].concat())
+    };
+    let refused = |done: Output| {
+        assert_eq!(done.status.code(), Some(1));
+        text(&done.stderr)
+    };
+    let said = refused(train("tl.toml", ["usz", "uker"], "tl"));
+    assert!(said.contains("method tl trains on one cohort and 2 are given"), "{said}");
+    let said = refused(train("mixed.toml", ["usz", "usz"], "same"));
+    assert!(said.contains("two cohorts are named usz"), "{said}");
+
+    let pooled = result(&train("mixed.toml", ["usz", "uker"], "pooled"));
+    assert_eq!(pooled["visit"]["cases"], 4);
+
+    let image = |path: &str| here.join(path);
+    for kind in ["image", "label", "brain"] {
+        let from = image(&format!("usz/{kind}/usz-0003.nii.gz"));
+        std::fs::copy(from, image(&format!("uker/{kind}/uker-0001.nii.gz"))).unwrap();
+    }
+    let said = refused(train("mixed.toml", ["usz", "uker"], "twice"));
+    assert!(said.contains("cases `uker/uker-0001` and `usz/usz-0003` hold the same"), "{said}");
+}
