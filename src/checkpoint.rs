@@ -64,25 +64,50 @@ impl TensorSpec {
     }
 }
 
+/// How the importance of parameters was measured. Figures of one cannot stand for the other's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// Fisher information, of elastic weight consolidation.
+    Ewc,
+    /// Size of the logits' gradient, of memory aware synapses.
+    Mas,
+}
+
+impl Measure {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Ewc, Self::Mas];
+
+    /// What the names of its tensors begin with.
+    #[must_use]
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Ewc => "importance.ewc.",
+            Self::Mas => "importance.mas.",
+        }
+    }
+}
+
 /// What a checkpoint holds beside the weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Extras {
     /// Adam's state: `optimizer.first_moment.p`, `optimizer.second_moment.p` and `optimizer.maximum.p`
     /// of each parameter `p`, and the scalars `optimizer.step` and `optimizer.learning_rate`.
     pub optimizer: bool,
-    /// `importance.p` of each parameter `p`, summed over the visits so far.
-    pub importance: bool,
+    /// `importance.ewc.p` or `importance.mas.p` of each parameter `p`, summed over the visits so far.
+    pub importance: Option<Measure>,
 }
 
 impl Extras {
     /// Weights alone.
-    pub const NONE: Self = Self { optimizer: false, importance: false };
+    pub const NONE: Self = Self { optimizer: false, importance: None };
     /// Every combination, the weights alone first.
-    pub const EACH: [Self; 4] = [
+    pub const EACH: [Self; 6] = [
         Self::NONE,
-        Self { optimizer: true, importance: false },
-        Self { optimizer: false, importance: true },
-        Self { optimizer: true, importance: true },
+        Self { optimizer: true, importance: None },
+        Self { optimizer: false, importance: Some(Measure::Ewc) },
+        Self { optimizer: true, importance: Some(Measure::Ewc) },
+        Self { optimizer: false, importance: Some(Measure::Mas) },
+        Self { optimizer: true, importance: Some(Measure::Mas) },
     ];
 }
 
@@ -106,8 +131,8 @@ impl Layout {
                         .push(TensorSpec { name: format!("{bn}.{part}"), shape: p.shape.clone() });
                 }
             }
-            if extras.importance {
-                let name = format!("importance.{}", p.name);
+            if let Some(measure) = extras.importance {
+                let name = format!("{}{}", measure.prefix(), p.name);
                 tensors.push(TensorSpec { name, shape: p.shape.clone() });
             }
             if extras.optimizer {
@@ -380,7 +405,8 @@ mod tests {
             let count = |prefix: &str| {
                 layout.tensors().iter().filter(|t| t.name.starts_with(prefix)).count()
             };
-            assert_eq!(count("importance."), if extras.importance { 56 } else { 0 });
+            let measured = if extras.importance.is_some() { 56 } else { 0 };
+            assert_eq!(count("importance."), measured);
             assert_eq!(count("optimizer."), if extras.optimizer { 3 * 56 + 2 } else { 0 });
         }
         assert_eq!(Layout::of(&NARROW, b"junk"), Layout::new(&NARROW, Extras::NONE));

@@ -367,13 +367,16 @@ epochs = 3
     fn new_options_are_read_and_held_to_their_bounds() {
         let with = |lines: &str| Plan::from_toml(&format!("{THREE_SITES}{lines}"), 1);
         let plan = with("method = \"mas\"\nprecision = \"bf16\"\naugment_flips = true\n").unwrap();
-        assert_eq!(plan.recipe.extras(), Extras { optimizer: false, importance: true });
+        assert_eq!(
+            plan.recipe.extras(),
+            Extras { optimizer: false, importance: Some(crate::checkpoint::Measure::Mas) }
+        );
         assert_eq!(plan.recipe.anchor_lambda, 0.1);
         assert_eq!(with("method = \"ewc\"\n").unwrap().recipe.anchor_lambda, 100.0);
         let said = with("method = \"ewc\"\nanchor_lambda = 1\n").unwrap().recipe;
         assert_eq!(said.anchor_lambda, 1.0);
         assert_eq!(Plan::from_canonical(&plan.canonical()), Ok(plan.clone()));
-        assert!(plan.layout().tensors().iter().any(|t| t.name == "importance.fc.2.bias"));
+        assert!(plan.layout().tensors().iter().any(|t| t.name == "importance.mas.fc.2.bias"));
         for (lines, word) in [
             ("augment_scale = 1.0\n", "`augment_scale` is 1, but must lie between 0 and 0.9"),
             ("precision = \"fp8\"\n", "choose one of fp32, bf16"),

@@ -2,7 +2,7 @@
 //!
 //! Source: Huang et al. 2024 (Radiotherapy & Oncology), Methods, and the behaviour of its published code.
 
-use crate::checkpoint::Extras;
+use crate::checkpoint::{Extras, Measure};
 use crate::settings::Table;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -91,7 +91,17 @@ impl Method {
     /// with the weights.
     #[must_use]
     pub const fn anchors(self) -> bool {
-        matches!(self, Self::Ewc | Self::Mas)
+        self.measure().is_some()
+    }
+
+    /// How the method measures importance.
+    #[must_use]
+    pub const fn measure(self) -> Option<Measure> {
+        match self {
+            Self::Ewc => Some(Measure::Ewc),
+            Self::Mas => Some(Measure::Mas),
+            Self::Single | Self::Tl | Self::Lwf | Self::Mixed => None,
+        }
     }
 
     /// `anchor_lambda` where a recipe file leaves it out. Squared gradients of the cross-entropy are
@@ -339,7 +349,7 @@ impl Recipe {
     /// What travels beside the weights.
     #[must_use]
     pub fn extras(&self) -> Extras {
-        Extras { optimizer: self.carries_optimizer(), importance: self.method.anchors() }
+        Extras { optimizer: self.carries_optimizer(), importance: self.method.measure() }
     }
 
     /// Whether optimizer state travels with the weights.

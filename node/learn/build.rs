@@ -13,7 +13,8 @@ fn main() {
     let libtorch = env::var("LIBTORCH").unwrap_or_default();
     match Path::new(&libtorch).join("lib").canonicalize() {
         Ok(lib) if lib.join("libtorch_cpu.so").is_file() => {
-            println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib/rondo");
+            // The second for a program that itself lies in `lib/rondo`.
+            println!("cargo::rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib/rondo:$ORIGIN");
             println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
             if let Some(version) = lib.parent().and_then(libtorch::version) {
                 println!("cargo::rustc-env=RONDO_LIBTORCH_VERSION={version}");

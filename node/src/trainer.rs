@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
+/// Exit code of a trainer whose libraries could not be loaded.
+const NOT_STARTED: i32 = 127;
 /// First pause before an ended trainer is started again; it doubles up to [`RESTART_MAX`].
 const RESTART_MIN: Duration = Duration::from_secs(1);
 /// Longest pause before an ended trainer is started again.
@@ -269,6 +271,10 @@ impl TrainerHub {
             let ended = match start(&program, arguments, &log) {
                 Err(e) => format!("starting the trainer {}: {e}", program.display()),
                 Ok(mut child) => match child.wait().await {
+                    Ok(status) if status.code() == Some(NOT_STARTED) => format!(
+                        "the trainer could not start, as when libtorch is missing or of another version; the end of its log {} says why",
+                        log.display()
+                    ),
                     Ok(status) => {
                         format!("the trainer ended ({status}); its log is {}", log.display())
                     }

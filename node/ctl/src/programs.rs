@@ -15,6 +15,8 @@ use tokio::process::{Child, Command};
 pub(crate) const NODE: &str = "rondo-node";
 /// The trainer.
 pub(crate) const TRAINER: &str = "rondo-trainer";
+/// The exit code of a program that could not start for want of a library, and said so.
+pub(crate) const NOT_STARTED: i32 = 127;
 /// The trainer's exit code for work done with some cases set aside.
 pub(crate) const TRAINER_SET_ASIDE: i32 = 3;
 /// Most bytes of another program's errors that are repeated.
@@ -138,7 +140,11 @@ pub(crate) async fn train_or_predict(
         Some(TRAINER_SET_ASIDE) => Ok(TrainerOutcome { set_aside: true, ..outcome }),
         code => {
             let said = said.trim().trim_start_matches("error: ");
-            let exit = if code == Some(2) { Exit::Usage } else { Exit::Trainer };
+            let exit = match code {
+                Some(2) => Exit::Usage,
+                Some(NOT_STARTED) => Exit::Program,
+                _ => Exit::Trainer,
+            };
             Err(Failure::new(exit, format!("rondo-trainer {}: {said}", ended(status))))
         }
     }

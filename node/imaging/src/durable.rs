@@ -31,6 +31,20 @@ pub fn write_with<E: From<io::Error>>(
     result
 }
 
+/// Removes the temporary neighbours of `path` that killed processes left. Nobody else may be writing
+/// it; what cannot be removed stays, and harms nothing.
+pub fn remove_abandoned(path: &Path) {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return };
+    let start = format!(".{}.", name.to_string_lossy());
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(&start) && name.ends_with(".part") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Writes these bytes durably.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_with(path, |file| file.write_all(bytes))
@@ -70,5 +84,11 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        for name in [".a.b.c.17-0.part", ".a.b.17-0.part"] {
+            fs::File::create(dir.path().join(name)).unwrap();
+        }
+        remove_abandoned(&path);
+        assert!(path.exists() && dir.path().join(".a.b.17-0.part").exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

@@ -177,24 +177,18 @@ impl Store {
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Folder { path: folder.to_path_buf(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-        if fs::metadata(folder).map_err(failed)?.mode() & 0o022 != 0 {
+        let meta = fs::metadata(folder).map_err(failed)?;
+        // The kernel gives a process its own entry, with the user it acts as.
+        let own = fs::metadata("/proc/self").map_err(failed)?.uid();
+        if meta.mode() & 0o022 != 0 || meta.uid() != own {
             return Err(Error::Shared(folder.to_path_buf()));
         }
         let seen = Mutex::new(Seen::load(&folder.join("seen")));
         Ok(Self { folder: folder.to_path_buf(), seen })
     }
 
-    /// One case: mapped if it is here and whole, else prepared first.
-    ///
-    /// # Errors
-    /// What is wrong with the case, or with this store.
-    pub fn case(&self, cohort: &Cohort, case: &Case) -> Result<Prepared, Error> {
-        let prepared = self.one(cohort, case);
-        self.seen().save(&self.folder.join("seen"));
-        prepared
-    }
-
-    /// Many cases, at most [`IN_FLIGHT`] at once; results in the order of `cases`.
+    /// Cases, mapped if they are here and whole, else prepared first, at most [`IN_FLIGHT`] at once;
+    /// results in the order of `cases`.
     ///
     /// # Errors
     /// What is wrong with this store, for example a full disk: cases prepared by then are kept.

@@ -9,7 +9,7 @@ use std::path::Path;
 use ndarray::{Array3, Zip};
 use serde::{Deserialize, Serialize};
 
-use crate::cohort::{Case, Cohort, LabelRule};
+use crate::cohort::LabelRule;
 use crate::nifti;
 use crate::volume::{Geometry, Volume};
 
@@ -90,41 +90,6 @@ pub struct PreparedImage {
     pub normalisation: Normalisation,
     /// Peculiarities of the source files.
     pub notices: Vec<String>,
-}
-
-/// A case as a network is trained on it. All arrays `[i, j, k]` in C layout, same shape.
-#[derive(Debug, Clone)]
-pub struct PreparedCase {
-    /// Case id, safe as a file name.
-    pub id: String,
-    /// Patient of the case.
-    pub patient: String,
-    /// Normalised intensities.
-    pub image: Array3<f32>,
-    /// 1 where the label rule says metastasis.
-    pub label: Array3<u8>,
-    /// 1 inside the brain.
-    pub brain: Array3<u8>,
-    /// Grid of the source; a prediction is written onto it with [`nifti::write`].
-    pub geometry: Geometry,
-    /// Peculiarities of the source files.
-    pub notices: Vec<String>,
-}
-
-/// Reads and prepares one case of a cohort.
-pub fn prepare(cohort: &Cohort, case: &Case) -> Result<PreparedCase, Error> {
-    let prepared = prepare_image(&case.image, &case.brain_mask, cohort.background)?;
-    let label = read_label(&case.label, &prepared.geometry, &cohort.label)?;
-    let PreparedImage { image, brain, geometry, notices, .. } = prepared;
-    Ok(PreparedCase {
-        id: case.id.clone(),
-        patient: case.patient.clone(),
-        image,
-        label,
-        brain,
-        geometry,
-        notices,
-    })
 }
 
 /// Reads and prepares an image without a label.

@@ -2,7 +2,7 @@
 
 use crate::layers::{Layers, Part};
 use crate::random::{self, Purpose};
-use rondo::checkpoint::{Extras, Layout, VerifiedCheckpoint};
+use rondo::checkpoint::{Extras, Layout, Measure, VerifiedCheckpoint};
 use rondo::recipe::Architecture;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -27,6 +27,9 @@ pub enum Error {
         /// Values needed.
         expected: usize,
     },
+    /// A tensor of squares, magnitudes or a rate has a value below zero.
+    #[error("tensor `{0}` holds a negative value, which it cannot have; the file is damaged")]
+    Negative(String),
 }
 
 /// Adam's state beside the weights. The vectors run parallel to [`Weights::parameters`].
@@ -59,7 +62,7 @@ pub struct Weights {
     pub optimizer: Option<Moments>,
     /// Importance of each parameter, parallel to [`Weights::parameters`] and summed over the visits so
     /// far, where the method holds parameters by it (`ewc`, `mas`).
-    pub importance: Option<Vec<f32>>,
+    pub importance: Option<(Measure, Vec<f32>)>,
 }
 
 impl Weights {
@@ -99,7 +102,16 @@ impl Weights {
     /// What is there beside the weights.
     #[must_use]
     pub fn extras(&self) -> Extras {
-        Extras { optimizer: self.optimizer.is_some(), importance: self.importance.is_some() }
+        Extras {
+            optimizer: self.optimizer.is_some(),
+            importance: self.importance.as_ref().map(|i| i.0),
+        }
+    }
+
+    /// Importance of the parameters as this `measure` has it; another's says nothing.
+    #[must_use]
+    pub fn importance_by(&self, measure: Measure) -> Option<&[f32]> {
+        self.importance.as_ref().filter(|(by, _)| *by == measure).map(|(_, values)| &values[..])
     }
 
     /// Reads a verified checkpoint of `architecture`.
@@ -140,14 +152,25 @@ impl Weights {
         mut tensor: impl FnMut(&str) -> Option<Vec<f32>>,
     ) -> Result<Self, Error> {
         let layers = Layers::new(&architecture);
-        let mut weights = Self::initial(architecture, 0);
+        let mut weights = Self {
+            architecture,
+            parameters: vec![0.0; layers.parameters],
+            mean: vec![0.0; layers.statistics],
+            variance: vec![0.0; layers.statistics],
+            optimizer: None,
+            importance: None,
+        };
         weights.optimizer = extras.optimizer.then(|| Moments::zero(layers.parameters, 0.0));
-        weights.importance = extras.importance.then(|| vec![0.0; layers.parameters]);
+        weights.importance =
+            extras.importance.map(|measure| (measure, vec![0.0; layers.parameters]));
         for spec in Layout::new(&architecture, extras).tensors() {
             let expected = usize::try_from(spec.elements()).unwrap_or(usize::MAX);
             let wrong = || Error::Tensor { name: spec.name.clone(), expected };
             let values = tensor(&spec.name).filter(|v| v.len() == expected).ok_or_else(wrong)?;
             weights.slot(&layers, &spec.name, &values).ok_or_else(wrong)?;
+            if never_negative(&spec.name) && values.iter().any(|v| *v < 0.0) {
+                return Err(Error::Negative(spec.name.clone()));
+            }
         }
         Ok(weights)
     }
@@ -170,7 +193,7 @@ impl Weights {
             (Place::Weights, Part::Mean) => &mut self.mean,
             (Place::Weights, Part::Variance) => &mut self.variance,
             (_, Part::Mean | Part::Variance) => return None,
-            (Place::Importance, _) => self.importance.as_mut()?,
+            (Place::Importance, _) => &mut self.importance.as_mut()?.1,
             (Place::First, _) => &mut self.optimizer.as_mut()?.first,
             (Place::Second, _) => &mut self.optimizer.as_mut()?.second,
             (Place::Maximum, _) => &mut self.optimizer.as_mut()?.maximum,
@@ -210,13 +233,21 @@ impl Weights {
             (Place::Weights, Part::Parameter) => Some(&self.parameters),
             (Place::Weights, Part::Mean) => Some(&self.mean),
             (Place::Weights, Part::Variance) => Some(&self.variance),
-            (Place::Importance, _) => self.importance.as_ref(),
+            (Place::Importance, _) => self.importance.as_ref().map(|i| &i.1),
             (Place::First, _) => moments.map(|m| &m.first),
             (Place::Second, _) => moments.map(|m| &m.second),
             (Place::Maximum, _) => moments.map(|m| &m.maximum),
         };
         vector.and_then(|v| v.get(range)).unwrap_or_default()
     }
+}
+
+/// Whether a tensor holds squares, magnitudes or a rate.
+fn never_negative(name: &str) -> bool {
+    let begins = ["importance.", "optimizer.second_moment.", "optimizer.maximum."];
+    name.ends_with(".running_var")
+        || name == "optimizer.learning_rate"
+        || begins.iter().any(|start| name.starts_with(start))
 }
 
 /// Which vector a named tensor is a part of.
@@ -233,7 +264,8 @@ impl Place {
     /// The vector, and the name of the weight that the tensor belongs to.
     fn of(name: &str) -> (Self, &str) {
         [
-            ("importance.", Self::Importance),
+            (Measure::Ewc.prefix(), Self::Importance),
+            (Measure::Mas.prefix(), Self::Importance),
             ("optimizer.first_moment.", Self::First),
             ("optimizer.second_moment.", Self::Second),
             ("optimizer.maximum.", Self::Maximum),
@@ -262,6 +294,14 @@ fn narrow(value: f64) -> f32 {
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
 fn step_from(value: f32) -> Option<u32> {
     (value >= 0.0 && value <= (1_u32 << 24) as f32 && value.fract() == 0.0).then_some(value as u32)
+}
+
+/// What tensors of these names are there beside the weights. Two measures at once fail later, by the
+/// tensors of the second.
+pub(crate) fn extras_of<'n>(names: impl Iterator<Item = &'n str> + Clone) -> Extras {
+    let any = |prefix: &str| names.clone().any(|name| name.starts_with(prefix));
+    let importance = Measure::ALL.into_iter().find(|measure| any(measure.prefix()));
+    Extras { optimizer: any("optimizer."), importance }
 }
 
 /// Widths of a model file, from the shapes in its header, and what is in it beside the weights.
@@ -297,8 +337,7 @@ fn widths(bytes: &[u8]) -> Result<(Architecture, Extras), Error> {
         let Architecture { n1, n2, n3, m } = architecture;
         return Err(Error::Widths(format!("its widths {n1}, {n2}, {n3}, {m} are impossible")));
     }
-    let any = |prefix: &str| entries.keys().any(|name| name.starts_with(prefix));
-    Ok((architecture, Extras { optimizer: any("optimizer."), importance: any("importance.") }))
+    Ok((architecture, extras_of(entries.keys().map(String::as_str))))
 }
 
 #[cfg(test)]
@@ -322,17 +361,20 @@ mod tests {
         weights
     }
 
-    fn with_importance(mut weights: Weights) -> Weights {
-        weights.importance = Some(weights.parameters.iter().map(|p| p.abs() + 3.0).collect());
+    fn with_importance(mut weights: Weights, measure: Measure) -> Weights {
+        let values = weights.parameters.iter().map(|p| p.abs() + 3.0).collect();
+        weights.importance = Some((measure, values));
         weights
     }
 
     #[test]
     fn bytes_are_the_layout_and_read_back_the_same() {
         let bare = Weights::initial(NARROW, 3);
-        let kinds =
-            [bare.clone(), with_moments(), with_importance(bare), with_importance(with_moments())];
-        for (weights, extras) in kinds.into_iter().zip(Extras::EACH) {
+        for extras in Extras::EACH {
+            let mut weights = if extras.optimizer { with_moments() } else { bare.clone() };
+            if let Some(measure) = extras.importance {
+                weights = with_importance(weights, measure);
+            }
             let bytes = weights.to_bytes();
             let layout = Layout::new(&NARROW, extras);
             assert_eq!(layout.check(&bytes), Ok(()));
@@ -345,8 +387,8 @@ mod tests {
                 assert_eq!(values, vector[vector.len() - 2..], "{name}");
             };
             last("fc.2.bias", &weights.parameters);
-            if let Some(importance) = &weights.importance {
-                last("importance.fc.2.bias", importance);
+            if let Some((measure, importance)) = &weights.importance {
+                last(&format!("{}fc.2.bias", measure.prefix()), importance);
             }
             if let Some(moments) = &weights.optimizer {
                 last("optimizer.maximum.fc.2.bias", &moments.maximum);
@@ -366,6 +408,26 @@ mod tests {
             let error = Weights::from_bytes(&bad).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_negative_is_refused_where_it_is() {
+        let good = with_importance(with_moments(), Measure::Ewc);
+        let refused = |change: fn(&mut Weights)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            Weights::from_bytes(&bad.to_bytes()).unwrap_err().to_string()
+        };
+        assert!(refused(|w| w.variance[1] = -1.0).contains("`branch1.0.1.running_var`"));
+        assert!(refused(|w| w.importance.as_mut().unwrap().1[0] = -1.0).contains("importance.ewc"));
+        let adam = |change: fn(&mut Moments)| {
+            let mut bad = good.clone();
+            change(bad.optimizer.as_mut().unwrap());
+            Weights::from_bytes(&bad.to_bytes()).unwrap_err().to_string()
+        };
+        assert!(adam(|m| m.second[0] = -1e-9).contains("optimizer.second_moment."));
+        assert!(adam(|m| m.maximum[0] = -1e-9).contains("optimizer.maximum."));
+        assert!(adam(|m| m.learning_rate = -0.5).contains("`optimizer.learning_rate`"));
     }
 
     #[test]

@@ -92,12 +92,13 @@ const BUILT_WITH: &str = match option_env!("RONDO_LIBTORCH_VERSION") {
     None => "2.9.0",
 };
 
-/// The libtorch that the system loaded into this process, with its version if it can be told.
+/// The libtorch that the system loaded into this process, with its version if files beside it or one
+/// folder above tell it.
 fn loaded() -> Option<(PathBuf, String)> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let mut paths = maps.lines().filter_map(|line| line.find('/').and_then(|at| line.get(at..)));
-    let path = PathBuf::from(paths.find(|path| path.ends_with("/libtorch_cpu.so"))?);
-    let version = libtorch::version(path.parent()?.parent()?)?;
+    let path = PathBuf::from(paths.find(|path| path.contains("/libtorch_cpu.so"))?);
+    let version = path.ancestors().skip(1).take(2).find_map(libtorch::version)?;
     Some((path, version))
 }
 
@@ -150,14 +151,13 @@ impl Device {
     /// Device and libraries in one line, for people and reports.
     #[must_use]
     pub fn describe(&self) -> String {
+        let libtorch = || loaded().map_or_else(|| "of unknown version".to_owned(), |(_, v)| v);
         match self.choice {
             Choice::Flex => "flex (Burn 0.22.1, pure Rust)".to_owned(),
-            Choice::Cuda(n) => format!("cuda:{n} (libtorch {BUILT_WITH}, Burn 0.22.1)"),
+            Choice::Cuda(n) => format!("cuda:{n} (libtorch {}, Burn 0.22.1)", libtorch()),
             Choice::Auto | Choice::Cpu => {
-                format!(
-                    "cpu (libtorch {BUILT_WITH}, Burn 0.22.1, {} threads)",
-                    tch::get_num_threads()
-                )
+                let threads = tch::get_num_threads();
+                format!("cpu (libtorch {}, Burn 0.22.1, {threads} threads)", libtorch())
             }
         }
     }

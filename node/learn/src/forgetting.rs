@@ -20,6 +20,7 @@ use crate::network::{self, Frozen, Network, Statistics};
 use crate::segment::Batch;
 use crate::update::Input;
 use burn::tensor::{Tensor, TensorData, TensorReadError};
+use rondo::checkpoint::Measure;
 use rondo::recipe::{Method, Precision, Recipe};
 
 /// Why importance could not be measured.
@@ -80,19 +81,19 @@ impl Memory {
                 None,
             ));
         }
-        if !recipe.method.anchors() {
+        let Some(measure) = recipe.method.measure() else {
             return Ok((Self::Nothing, None));
-        }
-        let Some(importance) = &received.importance else {
+        };
+        let Some(importance) = received.importance_by(measure) else {
             let text = "the received model does not tell which of its parameters matter, so nothing \
-                        holds them during this visit; earlier sites must train with `ewc` or `mas` too";
+                        holds them during this visit; earlier sites must train with the same method";
             return Ok((Self::Nothing, Some(text)));
         };
         let (found, wanted) = (importance.len(), received.parameters.len());
         if found != wanted {
             return Err(Error::Length { found, wanted });
         }
-        let half = if recipe.method == Method::Ewc { 0.5 } else { 1.0 };
+        let half = if measure == Measure::Ewc { 0.5 } else { 1.0 };
         let anchor = Anchor {
             received: vector(&received.parameters, device),
             importance: vector(importance, device),
@@ -127,16 +128,16 @@ impl Memory {
 /// Sums up, segment by segment, how much each parameter matters to a model that is handed on.
 pub(crate) struct Importance {
     network: Network,
-    method: Method,
+    measure: Measure,
     sum: Tensor<1>,
     segments: u32,
 }
 
 impl Importance {
-    pub(crate) fn new(weights: &Weights, method: Method, device: &Device) -> Self {
+    pub(crate) fn new(weights: &Weights, measure: Measure, device: &Device) -> Self {
         Self {
             network: Network::new(weights, device, Precision::Fp32),
-            method,
+            measure,
             sum: Tensor::zeros([weights.parameters.len()], device.burn()),
             segments: 0,
         }
@@ -147,15 +148,15 @@ impl Importance {
         let Input { x1, x2, target } = Input::of(segment, device);
         let (logits, tape) = self.network.forward(x1, x2, Statistics::Running)?;
         let leaf = logits.autodiff().require_grad();
-        let value = match self.method {
-            Method::Mas => loss::squared_norm(leaf.clone()),
-            _ => loss::cross_entropy_of(leaf.clone(), target),
+        let value = match self.measure {
+            Measure::Mas => loss::squared_norm(leaf.clone()),
+            Measure::Ewc => loss::cross_entropy_of(leaf.clone(), target),
         };
         let upstream = loss::gradient(&leaf, value);
         let (gradient, _) = tape.gradient(upstream)?;
-        let matters = match self.method {
-            Method::Mas => gradient.abs(),
-            _ => gradient.clone() * gradient,
+        let matters = match self.measure {
+            Measure::Mas => gradient.abs(),
+            Measure::Ewc => gradient.clone() * gradient,
         };
         self.sum = self.sum.clone() + matters;
         self.segments += 1;
@@ -196,7 +197,6 @@ mod tests {
         let count = received.parameters.len();
         let mut importance = vec![0.0; count];
         importance[..3].copy_from_slice(&[2.0, 0.5, 4.0]);
-        received.importance = Some(importance);
         let mut moved = received.parameters.clone();
         for (value, by) in moved.iter_mut().zip([1.0, -2.0, 0.5, 9.0]) {
             *value += by;
@@ -208,6 +208,7 @@ mod tests {
         ] {
             for choice in [Choice::Cpu, Choice::Flex] {
                 let device = Device::open(choice).unwrap();
+                received.importance = method.measure().map(|by| (by, importance.clone()));
                 let (memory, said) = Memory::of(&recipe(method), Some(&received), &device).unwrap();
                 assert_eq!(said, None);
                 let (penalty, pull) = memory.pull(&vector(&moved, &device)).unwrap();
@@ -218,20 +219,22 @@ mod tests {
                 assert!(pull[4..].iter().all(|v| *v == 0.0));
             }
         }
-        received.importance = Some(vec![1.0; 3]);
+        received.importance = Some((Measure::Mas, vec![1.0; 3]));
         let device = Device::open(Choice::Cpu).unwrap();
         let refused = Memory::of(&recipe(Method::Mas), Some(&received), &device);
         assert!(matches!(refused, Err(Error::Length { found: 3, .. })));
-        received.importance = None;
-        let (memory, said) = Memory::of(&recipe(Method::Ewc), Some(&received), &device).unwrap();
-        assert!(
-            said.unwrap().contains("does not tell")
-                && memory.pull(&vector(&moved, &device)).is_none()
-        );
+        // Neither none nor the other method's, whose numbers have another size.
+        for importance in [None, Some((Measure::Mas, importance))] {
+            received.importance = importance;
+            let (memory, said) =
+                Memory::of(&recipe(Method::Ewc), Some(&received), &device).unwrap();
+            assert!(said.unwrap().contains("does not tell"));
+            assert!(memory.pull(&vector(&moved, &device)).is_none());
+        }
     }
 
-    /// Against the definition, by finite differences of the last layer's bias: its importance for
-    /// MAS is the mean over voxels of |2 z| where z keeps its sign, and CE's slope for EWC.
+    /// Against the definition, by the slopes of the last layer's bias: the mean of 2 z over the voxels for
+    /// MAS, that of the cross-entropy for EWC.
     #[test]
     fn importance_is_that_of_the_definition() {
         use rand::Rng;
@@ -251,8 +254,8 @@ mod tests {
         let batches = [batch(), batch()];
         let weights = Weights::initial(NARROW, 4);
         let count = weights.parameters.len();
-        for method in [Method::Mas, Method::Ewc] {
-            let mut importance = Importance::new(&weights, method, &device);
+        for measure in Measure::ALL {
+            let mut importance = Importance::new(&weights, measure, &device);
             let mut expected = [0.0_f64; 2];
             for batch in &batches {
                 let copy = || Batch {
@@ -274,11 +277,11 @@ mod tests {
                     let (z0, z1, y) = (f64::from(*z0), f64::from(*z1), f64::from(*y));
                     let p = 1.0 / (1.0 + (z0 - z1).exp());
                     let by =
-                        if method == Method::Mas { [2.0 * z0, 2.0 * z1] } else { [y - p, p - y] };
+                        if measure == Measure::Mas { [2.0 * z0, 2.0 * z1] } else { [y - p, p - y] };
                     slope.iter_mut().zip(by).for_each(|(s, b)| *s += b / 729.0);
                 }
                 for (e, s) in expected.iter_mut().zip(slope) {
-                    let matters = if method == Method::Mas { s.abs() } else { s * s };
+                    let matters = if measure == Measure::Mas { s.abs() } else { s * s };
                     *e += matters / 2.0;
                 }
             }
@@ -288,7 +291,7 @@ mod tests {
                 let own = f64::from(*found) - 0.25;
                 assert!(
                     (own - expected).abs() < 1e-4 * (1.0 + expected),
-                    "{method}: {own} {expected}"
+                    "{measure:?}: {own} {expected}"
                 );
             }
             assert!(all.iter().all(|v| *v >= 0.25));

@@ -16,11 +16,10 @@ mod published;
 #[cfg(test)]
 mod tests;
 
-use crate::checkpoint::{self, Weights};
+use crate::checkpoint::{self, Weights, extras_of};
 use archive::Archive;
 use array::{Array, Kind, Storage};
 use gather::Named;
-use rondo::checkpoint::Extras;
 use rondo::recipe::Architecture;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -204,8 +203,7 @@ fn safetensors(bytes: &[u8]) -> Result<Imported, Error> {
     let mut tensors: Named<'_, '_> = arrays.iter().map(|(n, a)| (n.clone(), a)).collect();
     let architecture = gather::widths(&tensors)?;
     let counted = gather::take_counters(&mut tensors, &architecture, true)?;
-    let has = |prefix: &str| tensors.keys().any(|name| name.starts_with(prefix));
-    let extras = Extras { optimizer: has("optimizer."), importance: has("importance.") };
+    let extras = extras_of(tensors.keys().map(String::as_str));
     let weights = gather::weights(architecture, extras, &tensors, &BTreeMap::new(), bytes.len())?;
     let notes = gather::converted(&tensors).into_iter().chain(gather::dropped(counted)).collect();
     let stepped = weights.optimizer.as_ref().map(|adam| u64::from(adam.step));

@@ -1,8 +1,8 @@
 //! Learning as in Huang et al. 2024 (Radiotherapy & Oncology): DeepMedic, its segments, losses and
 //! optimizer, one site's visit of a round, and inference over a whole volume.
 //!
-//! Burn appears in no public signature but that of [`device::Device`]'s insides: models go in and out
-//! as [`checkpoint::Weights`], volumes as `ndarray` views. Files and sockets are not touched here.
+//! Models go in and out as [`checkpoint::Weights`], volumes as `ndarray` views; of Burn, only the error
+//! of a failed transfer shows. Files of the user and sockets are not touched here.
 
 mod augment;
 pub mod checkpoint;

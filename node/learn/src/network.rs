@@ -205,7 +205,7 @@ impl Network {
         native.recompute = true;
         Some(
             "the device has too little memory for a mini-batch; activations are now computed twice \
-             instead of kept, which is slower and changes no result",
+             instead of kept, which is slower and changes at most last bits",
         )
     }
 

@@ -74,7 +74,8 @@ pub enum Progress {
         segments_per_s: f64,
         /// Seconds to the end of the visit at this rate.
         eta_s: f64,
-        /// Memory in use for tensors, in MiB; none where the device does not say.
+        /// Memory in use on the GPU, or by this process where it trains on the CPU, in MiB; none where
+        /// the system does not say.
         memory_mib: Option<u32>,
     },
     /// The model was validated.

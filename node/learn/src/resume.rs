@@ -123,6 +123,8 @@ pub struct Saved {
     pub(crate) figures: Figures,
     /// Steps already taken to need less memory.
     pub(crate) thrift: u32,
+    /// Device, versions and threads, as [`Device::describe`] tells.
+    pub(crate) made_on: String,
     /// With Adam's state.
     pub(crate) student: Weights,
     pub(crate) best: Option<(Check, Weights)>,
@@ -136,6 +138,7 @@ struct Head {
     batch: u32,
     figures: Figures,
     thrift: u32,
+    made_on: String,
     student_bytes: u64,
     best: Option<(u32, Exact)>,
 }
@@ -151,6 +154,12 @@ impl Saved {
     #[must_use]
     pub fn updates(&self) -> u32 {
         self.figures.updates
+    }
+
+    /// Validations made so far, that of the received model included.
+    #[must_use]
+    pub fn validations(&self) -> usize {
+        usize::from(self.figures.dice_before.is_some()) + self.figures.checks.len()
     }
 
     /// Whether this state can be one of `recipe` at all.
@@ -177,6 +186,7 @@ impl Saved {
             batch: self.at.batch,
             figures: self.figures.clone(),
             thrift: self.thrift,
+            made_on: self.made_on.clone(),
             student_bytes: student.len() as u64,
             best: self.best.as_ref().map(|(check, _)| (check.epoch, Exact(check.dice))),
         };
@@ -234,9 +244,9 @@ impl Saved {
             None if best.is_empty() => None,
             None => return Err(Error::Head("more follows than it says".to_owned())),
         };
-        let Head { visit, epoch, batch, figures, thrift, .. } = head;
+        let Head { visit, epoch, batch, figures, thrift, made_on, .. } = head;
         let at = Position { epoch, batch };
-        Ok(Self { visit, at, figures, thrift, student, best })
+        Ok(Self { visit, at, figures, thrift, made_on, student, best })
     }
 }
 
@@ -301,6 +311,7 @@ mod tests {
             at: Position { epoch: 4, batch: 2 },
             figures,
             thrift: 1,
+            made_on: "here".to_owned(),
             best: best.then(|| (check, Weights { optimizer: None, ..student.clone() })),
             student,
         }

@@ -19,6 +19,7 @@ use crate::update::{Input, Student};
 use crate::validation::mean_dice;
 use begin::{check, index};
 use burn::tensor::TensorReadError;
+use rondo::checkpoint::Measure;
 use rondo::ids::Digest;
 use rondo::recipe::{Precision, Recipe, Select};
 use std::ops::ControlFlow;
@@ -109,7 +110,8 @@ pub struct Outcome {
 
 /// Runs one visit from its beginning. `progress` hears everything and may stop it.
 ///
-/// Same visit, same build, same device: same bytes.
+/// Same visit, same build, same device with as many threads: same bytes, on the CPU and on `flex`. On CUDA,
+/// as far as cuDNN's kernels repeat themselves.
 ///
 /// # Errors
 /// As [`go_on`].
@@ -285,15 +287,19 @@ impl Run<'_, '_> {
             Some((check, weights)) => (check.epoch, weights.clone()),
             None => (recipe.epochs, self.model()?),
         };
-        if recipe.method.anchors() {
-            weights.importance = Some(self.importance(&weights)?);
+        if let Some(measure) = recipe.method.measure() {
+            weights.importance = Some(self.importance(&weights, measure)?);
         }
         Ok((weights, chosen))
     }
 
     /// Which parameters of `weights` matter here, added to what mattered before. The segments are
     /// those of the epochs that would have come next, one by one and not augmented.
-    fn importance(&mut self, weights: &Weights) -> Result<Vec<f32>, Error> {
+    fn importance(
+        &mut self,
+        weights: &Weights,
+        measure: Measure,
+    ) -> Result<(Measure, Vec<f32>), Error> {
         let recipe = Recipe {
             epochs: u32::MAX,
             mini_batch: 1,
@@ -307,7 +313,7 @@ impl Run<'_, '_> {
         let wanted = usize::try_from(recipe.importance_segments).unwrap_or(usize::MAX);
         let text = format!("measuring on {wanted} segments which parameters matter to this site");
         self.tell(Progress::Notice { text })?;
-        let mut importance = Importance::new(weights, recipe.method, self.device);
+        let mut importance = Importance::new(weights, measure, self.device);
         let cases = self.cases;
         std::thread::scope(|scope| {
             for segment in feed::feed(scope, cases, &recipe, seed, from).take(wanted) {
@@ -316,8 +322,8 @@ impl Run<'_, '_> {
             }
             Ok::<(), Error>(())
         })?;
-        let before = self.visit.received.and_then(|r| r.importance.as_deref());
-        Ok(importance.handed_on(before)?)
+        let before = self.visit.received.and_then(|r| r.importance_by(measure));
+        Ok((measure, importance.handed_on(before)?))
     }
 
     /// The model as it stands, with Adam's state where the recipe hands that on.
@@ -368,10 +374,10 @@ impl Run<'_, '_> {
     /// Offers the state to the listener. A loss that nobody has looked at is read first: what is
     /// kept is good.
     fn keep(&mut self) -> Result<(), Error> {
-        match self.read() {
-            Ok(()) | Err(Error::Stopped) => {}
+        let heard = match self.read() {
+            heard @ (Ok(()) | Err(Error::Stopped)) => heard,
             failed => return failed,
-        }
+        };
         let mut figures = self.figures.clone();
         figures.seconds.0 += self.begun.elapsed().as_secs_f64();
         let state = Saved {
@@ -379,11 +385,12 @@ impl Run<'_, '_> {
             at: self.at,
             figures,
             thrift: self.thrift,
+            made_on: self.device.describe(),
             student: self.weights()?,
             best: self.best.clone(),
         };
         self.listener.keep(&state);
-        Ok(())
+        heard
     }
 
     fn stop_if_asked(&mut self) -> Result<(), Error> {

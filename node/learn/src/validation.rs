@@ -4,7 +4,7 @@ use crate::checkpoint::Weights;
 use crate::device::Device;
 use crate::infer;
 use crate::network::Frozen;
-use crate::segment::Case;
+use crate::segment::{Case, Unfit};
 use crate::train::Error;
 use ndarray::ArrayView3;
 use rondo::recipe::Precision;
@@ -36,6 +36,9 @@ pub(crate) fn mean_dice(
     for case in cases {
         if stops() {
             return Err(Error::Stopped);
+        }
+        if case.image.dim() != case.label.dim() {
+            return Err(Unfit::Shapes(case.id.to_owned()).into());
         }
         let probability = model
             .probability(case.image)

@@ -27,7 +27,7 @@ fn visit(
 
 /// Σ Ω (θ − θ*)²
 fn distance(from: &Weights, to: &Weights) -> f64 {
-    let importance = from.importance.as_ref().unwrap();
+    let importance = &from.importance.as_ref().unwrap().1;
     let pairs = from.parameters.iter().zip(&to.parameters).zip(importance);
     pairs.map(|((a, b), w)| f64::from(*w) * f64::from(a - b).powi(2)).sum()
 }
@@ -38,7 +38,7 @@ fn important_parameters_stay_near_what_came_and_importance_adds_up() {
         let recipe =
             Recipe { method, importance_segments: 12, anchor_lambda: 100.0, epochs: 2, ..recipe() };
         let first = visit(&recipe, None, &mut quiet);
-        let before = first.weights.importance.clone().unwrap();
+        let before = first.weights.importance.clone().unwrap().1;
         assert_eq!(first.report.loss_last_epoch.penalty, 0.0, "a fresh model is held by nothing");
         assert!(before.iter().all(|v| *v >= 0.0));
         let some = before.iter().filter(|v| **v > 0.0).count();
@@ -47,7 +47,7 @@ fn important_parameters_stay_near_what_came_and_importance_adds_up() {
         let received = Weights::from_bytes(&first.weights.to_bytes()).unwrap();
         assert_eq!(received, first.weights, "importance travels with the weights");
         let held = visit(&recipe, Some(&received), &mut quiet);
-        let after = held.weights.importance.clone().unwrap();
+        let after = held.weights.importance.clone().unwrap().1;
         assert!(after.iter().zip(&before).all(|(a, b)| a >= b) && after != before);
         assert!(held.report.loss_last_epoch.penalty > 0.0);
 

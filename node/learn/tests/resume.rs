@@ -140,11 +140,37 @@ fn every_method_goes_on_to_the_same_bytes_on_every_device() {
         };
         with_visit(&recipe, received.then_some(&first), |visit| {
             let whole = train(visit, &device, &mut quiet).unwrap();
-            // Within the first epoch, in validations, at the ends of epochs, in the second epoch.
             let cut = interrupted(visit, &device, &[4, 3, 5, 2], 2);
             same(&whole, &cut);
         });
     }
+}
+
+/// Within epochs, at their ends, in validations, and while importance is measured.
+#[test]
+fn a_visit_goes_on_from_wherever_it_was_cut_off() {
+    let device = Device::open(Choice::Cpu).unwrap();
+    let recipe = Recipe {
+        method: Method::Mas,
+        select: Select::BestValidation,
+        validate_every: 1,
+        epochs: 2,
+        importance_segments: 3,
+        ..recipe()
+    };
+    with_visit(&recipe, None, |visit| {
+        let whole = train(visit, &device, &mut quiet).unwrap();
+        let mut cuts = 0;
+        for life in 2.. {
+            let mut plug = Plug::new(life, &|_| true);
+            if go_on(visit, &device, id(visit, &device), None, &mut plug).is_ok() {
+                break;
+            }
+            same(&whole, &interrupted(visit, &device, &[life], 1));
+            cuts += 1;
+        }
+        assert!(cuts > whole.report.updates, "{cuts} cuts");
+    });
 }
 
 #[test]
@@ -228,19 +254,17 @@ fn what_is_kept_before_bad_numbers_is_good() {
         Recipe { learning_rate: 1.0, learning_rate_epochs: vec![], epochs: 20, ..recipe() };
     let mut bad = heads();
     for head in &mut bad {
-        head.image.mapv_inplace(|v| v * 1e18);
+        head.image.mapv_inplace(|v| v * 1e16);
     }
     let cases = views(&bad);
     let visit = Visit { recipe: &recipe, seed: 9, received: None, cases: &cases, validation: &[] };
     let mut plug = Plug::new(u32::MAX, &|_| true);
     match go_on(&visit, &device, id(&visit, &device), None, &mut plug) {
         Err(Error::NotFinite { update, cases, .. }) => {
-            assert!(update > 0 && !cases.is_empty());
-            let kept = plug.kept.map(|bytes| Saved::from_bytes(&bytes).unwrap());
-            assert!(
-                kept.is_none_or(|s| s.updates() < update
-                    && s.weights().parameters.iter().all(|p| p.is_finite()))
-            );
+            assert!(!cases.is_empty());
+            let kept = Saved::from_bytes(&plug.kept.unwrap()).unwrap();
+            assert!(kept.updates() > 0 && kept.updates() < update);
+            assert!(kept.weights().parameters.iter().all(|p| p.is_finite()));
         }
         other => panic!("{:?}", other.map(|o| o.report)),
     }

@@ -63,7 +63,8 @@ pub struct Train {
     /// Hyper-parameters.
     #[command(flatten)]
     pub recipe: Recipe,
-    /// Folder for model.safetensors, report.json and recipe.toml.
+    /// Folder for model.safetensors, report.json, recipe.toml, and the figures in metrics.jsonl and
+    /// tensorboard/. The state of an unfinished visit lies there too.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Model to go on from, of any kind that `import` reads; without one, a fresh model is made.

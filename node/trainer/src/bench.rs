@@ -35,6 +35,9 @@ pub(crate) fn run(args: &args::Bench) -> Result<u8> {
             (Unit::Volume, infer::run(args, architecture, &device, peer(args, &device)?)?)
         }
         args::BenchOf::Sample => {
+            if args.peer.is_some() {
+                bail!("bench sample has no peer to measure against; leave out --peer");
+            }
             output::line(&sample::run(args, architecture, &device)?)?;
             return Ok(DONE);
         }

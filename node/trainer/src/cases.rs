@@ -1,10 +1,9 @@
 //! A site's cases, mapped from their prepared files, as training wants them.
 
 use anyhow::{Context, Result, bail};
-use rondo_imaging::cohort::{Cohort, Split};
+use rondo_imaging::cohort::{Case as CohortCase, Cohort, Split, same_image};
 use rondo_imaging::prepared::{Prepared, Store};
 use rondo_learn::segment::Case;
-use std::collections::HashMap;
 use std::path::Path;
 
 /// Cases of one split that could be read, and what was said about the others.
@@ -102,30 +101,41 @@ pub fn store(work: &Path) -> Result<Store> {
     Ok(Store::open(&work.join("prepared"))?)
 }
 
-/// Removes the prepared cases that none of `used` has.
+/// Removes the prepared cases that none of `used` has. While a case is set aside nothing is removed:
+/// the disk with its files may just not be mounted.
 ///
 /// # Errors
 /// A file that cannot be removed.
 pub fn prune(store: &Store, used: &[&Cases]) -> Result<()> {
+    if used.iter().any(|cases| !cases.set_aside.is_empty()) {
+        return Ok(());
+    }
     store
         .prune(used.iter().flat_map(|cases| cases.digests()))
         .context("removing prepared cases that are no longer used")?;
     Ok(())
 }
 
-/// Refuses two cases that hold the same arrays: one patient in two cohorts, which would be trained
-/// on twice, or trained on and judged by.
+/// Refuses one image in several cohorts: it would be trained on twice, or trained on and judged by,
+/// whatever labels its centres drew.
 ///
 /// # Errors
-/// The names of both.
-pub fn check_distinct(all: &[&Cases]) -> Result<()> {
-    let mut seen = HashMap::new();
-    for case in all.iter().flat_map(|cases| &cases.ready) {
-        if let Some(other) = seen.insert(case.digest(), &case.id) {
-            bail!("cases `{other}` and `{}` hold the same image; remove one of them", case.id);
-        }
+/// The names of both cases.
+pub fn check_distinct(cohorts: &[Cohort]) -> Result<()> {
+    if cohorts.len() < 2 {
+        return Ok(());
     }
-    Ok(())
+    let of = |cohort: &'_ Cohort| {
+        cohort.cases.iter().map(|case| format!("{}/{}", cohort.name, case.id)).collect::<Vec<_>>()
+    };
+    let names: Vec<String> = cohorts.iter().flat_map(of).collect();
+    let all: Vec<&CohortCase> = cohorts.iter().flat_map(|cohort| &cohort.cases).collect();
+    match same_image(&all) {
+        Some([a, b]) => {
+            bail!("cases `{}` and `{}` hold the same image; remove one of them", names[a], names[b])
+        }
+        None => Ok(()),
+    }
 }
 
 /// Reads a cohort file, or the one inside a folder.

@@ -44,7 +44,7 @@ pub fn main() -> ExitCode {
     // Masks and weights come from patients' images: what is written is for this user alone.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let args = Args::parse();
-    let done = match args.command {
+    let done = fault::caught(|| match args.command {
         Command::Train(args) => train::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Import(args) => import::run(&args),
@@ -53,8 +53,8 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Parity(args) => parity::run(&args),
         Command::SelfTest(args) => self_test::run(&args),
-    };
-    match done {
+    });
+    match done.and_then(|done| done) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             output::error(&format!("{error:#}"));

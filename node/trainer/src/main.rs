@@ -22,9 +22,8 @@ fn main() -> ExitCode {
         Err(error) => error,
         Ok(program) => match problem(&program) {
             Some(problem) => format!(
-                "libtorch cannot be used: {problem}. This program needs libtorch {}, where it was built or in {}: run `make libtorch` in the checkout, install the package again, or name the folder in LD_LIBRARY_PATH",
+                "libtorch cannot be used: {problem}. This program needs libtorch {}, where it was built or in `../lib/rondo` beside it: run `make libtorch` in the checkout, install the package again, or name the folder in LD_LIBRARY_PATH",
                 option_env!("RONDO_LIBTORCH_VERSION").unwrap_or("as at its build"),
-                program.with_file_name(FOLDERS[1]).display(),
             ),
             None => start(&program),
         },
@@ -51,8 +50,13 @@ fn problem(program: &Path) -> Option<String> {
     let said = Command::new(program).envs(asked).output().ok()?;
     let lines = [said.stdout, said.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     let mut lines = lines.iter().flat_map(|text| text.lines()).map(str::trim);
-    let bad = ["=> not found", "undefined symbol:", "error while loading"];
-    lines.find(|line| bad.iter().any(|words| line.contains(words))).map(str::to_owned)
+    // What libraries miss of each other they may look up when they need it, or never.
+    let own = format!("({})", program.display());
+    let bad = |line: &&str| {
+        ["=> not found", "error while loading"].iter().any(|words| line.contains(words))
+            || line.starts_with("undefined symbol:") && line.contains(&own)
+    };
+    lines.find(bad).map(str::to_owned)
 }
 
 /// Runs the program in place of this one; returns only why that failed.

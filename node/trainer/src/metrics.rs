@@ -4,6 +4,7 @@ use crate::output::SCHEMA;
 use crate::tensorboard::Writer;
 use anyhow::{Context, Result};
 use rondo_learn::report::Progress;
+use rondo_learn::resume::Saved;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -33,8 +34,13 @@ struct Line<'a> {
 /// What a line must say to stay when a visit goes on.
 #[derive(Deserialize)]
 struct Made {
+    event: String,
     update: u32,
 }
+
+/// Updates and validations of a visit so far.
+#[derive(Debug, Clone, Copy)]
+struct Progressed(u32, usize);
 
 /// Both files of a visit, open.
 pub(crate) struct Log {
@@ -45,19 +51,23 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Opens the files in the folder `out` of a visit that goes on after `made` updates; 0 begins anew.
-    /// What was said of later updates is removed, because they are made again.
-    pub(crate) fn open(out: &Path, made: u32) -> Result<Self> {
+    /// Opens the files in the folder `out` of a visit that begins, or goes on from a state.
+    pub(crate) fn open(out: &Path, state: Option<&Saved>) -> Result<Self> {
+        Self::after(out, state.map(|state| Progressed(state.updates(), state.validations())))
+    }
+
+    /// What was said of later updates and validations is removed, because they are made again.
+    fn after(out: &Path, made: Option<Progressed>) -> Result<Self> {
         let path = out.join(LINES);
         let opened = OpenOptions::new().create(true).read(true).append(true).open(&path);
         let doing = || format!("opening {} for the figures of the visit", path.display());
         let lines = opened.with_context(doing)?;
-        let kept = if made == 0 { 0 } else { bytes_to_keep(&lines, made).with_context(doing)? };
+        let kept = made.map_or(Ok(0), |made| bytes_to_keep(&lines, made)).with_context(doing)?;
         lines.set_len(kept).with_context(doing)?;
         let folder = out.join(EVENTS);
-        let events = Writer::begin(&folder, if made == 0 { 0 } else { made.saturating_add(1) })
+        let events = Writer::begin(&folder, made.map_or(0, |Progressed(n, _)| n.saturating_add(1)))
             .with_context(|| format!("beginning an event file in {}", folder.display()))?;
-        Ok(Self { path, lines, events, update: made })
+        Ok(Self { path, lines, events, update: made.map_or(0, |Progressed(n, _)| n) })
     }
 
     /// Writes down what an update or a validation gave; everything else is for the screen.
@@ -97,15 +107,17 @@ impl Log {
     }
 }
 
-/// Bytes of the whole lines about the first `made` updates; a process may have died within a line.
-fn bytes_to_keep(lines: &File, made: u32) -> std::io::Result<u64> {
+/// Bytes of the whole lines about what was `made`; a process may have died within a line.
+fn bytes_to_keep(lines: &File, made: Progressed) -> std::io::Result<u64> {
     let mut reader = BufReader::new(lines);
-    let (mut kept, mut line) = (0, Vec::new());
+    let (mut kept, mut validations, mut line) = (0, 0, Vec::new());
     loop {
         line.clear();
         let read = reader.by_ref().take(LINE_MAX_BYTES).read_until(b'\n', &mut line)?;
         let of = serde_json::from_slice::<Made>(&line).ok().filter(|_| line.ends_with(b"\n"));
-        if of.is_none_or(|of| of.update > made) {
+        let Some(of) = of else { return Ok(kept) };
+        validations += usize::from(of.event == "validated");
+        if of.update > made.0 || validations > made.1 {
             return Ok(kept);
         }
         kept += read as u64;
@@ -143,7 +155,7 @@ mod tests {
     fn a_visit_that_goes_on_says_no_update_twice() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path();
-        let mut log = Log::open(out, 0).unwrap();
+        let mut log = Log::after(out, None).unwrap();
         log.hear(&Progress::Notice { text: "case x".to_owned() }).unwrap();
         log.hear(&Progress::Validated { epoch: 0, dice: 0.25 }).unwrap();
         for event in [update(1), update(2), Progress::Validated { epoch: 1, dice: 0.5 }, update(3)]
@@ -154,19 +166,19 @@ mod tests {
         assert!(text.contains("\"ce\":0.1,") && !text.contains("case x"), "{text}");
         // Killed within a line; the state kept is that after update 2.
         std::fs::write(out.join(LINES), &text[..text.len() - 5]).unwrap();
-        let mut log = Log::open(out, 2).unwrap();
+        let mut log = Log::after(out, Some(Progressed(2, 1))).unwrap();
         log.hear(&update(3)).unwrap();
         log.hear(&Progress::Validated { epoch: 2, dice: 0.75 }).unwrap();
         let said: Vec<_> = lines(out)
             .iter()
             .map(|l| (l["event"].clone(), l["update"].as_u64().unwrap()))
             .collect();
-        let events = ["validated", "update", "update", "validated", "update", "validated"];
+        let events = ["validated", "update", "update", "update", "validated"];
         assert_eq!(
             said,
-            events.into_iter().map(Value::from).zip([0, 1, 2, 2, 3, 3]).collect::<Vec<_>>()
+            events.into_iter().map(Value::from).zip([0, 1, 2, 3, 3]).collect::<Vec<_>>()
         );
-        let last = &lines(out)[4];
+        let last = &lines(out)[3];
         assert_eq!((&last["loss"]["penalty"], &last["memory_mib"]), (&0.25.into(), &512.into()));
 
         let mut files: Vec<_> =
@@ -179,13 +191,15 @@ mod tests {
         assert_eq!(events[1].last(), Some(&(3, "validation/dice".to_owned(), 0.75)));
         assert!(events[1].contains(&(3, "memory_mib".to_owned(), 512.0)));
 
-        Log::open(out, 0).unwrap();
+        Log::after(out, Some(Progressed(0, 1))).unwrap();
+        assert_eq!(lines(out).len(), 1, "only the validation of the received model was made");
+        Log::after(out, None).unwrap();
         assert!(lines(out).is_empty(), "a new visit in the same folder begins anew");
     }
 
     #[test]
     fn a_folder_that_cannot_be_written_is_named() {
-        let error = Log::open(Path::new("/proc/none"), 0).err().unwrap();
+        let error = Log::open(Path::new("/proc/none"), None).err().unwrap();
         assert!(format!("{error:#}").contains("/proc/none/metrics.jsonl"), "{error:#}");
     }
 }

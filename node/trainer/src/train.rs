@@ -3,8 +3,8 @@
 use crate::cases::{self, Cases};
 use crate::metrics::Log;
 use crate::output::{Output, SCHEMA};
-use crate::unfinished::{Unfinished, images};
-use crate::{DONE, args, fault, import, recipe};
+use crate::unfinished::{Unfinished, images, remove};
+use crate::{DONE, SET_ASIDE, args, fault, import, recipe};
 use anyhow::{Context, Result, anyhow, bail};
 use rondo::ids::Digest;
 use rondo::recipe::Method;
@@ -60,6 +60,7 @@ struct Written {
 pub(crate) fn run(args: &args::Train) -> Result<u8> {
     let recipe = recipe::resolve(&args.recipe)?;
     let cohorts = cohorts(&args.cohort, recipe.method)?;
+    cases::check_distinct(&cohorts)?;
     let init = args.init.as_deref().map(model).transpose()?;
     // First of all, so that a folder that cannot be written fails before the work and not after it.
     std::fs::create_dir_all(&args.out)
@@ -86,12 +87,6 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
         Ok(cases)
     };
     let (training, validation) = (load(Split::Train)?, load(Split::Validation)?);
-    if cohorts.len() > 1 {
-        cases::check_distinct(&[&training, &validation])?;
-    }
-    if args.work.is_none() {
-        cases::prune(&store, &[&training, &validation])?;
-    }
     if training.ready.is_empty() {
         let names: Vec<&str> = cohorts.iter().map(|cohort| cohort.name.as_str()).collect();
         bail!("no training case of the cohort {} can be used", names.join(", "));
@@ -109,14 +104,19 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
         Unfinished::at(args.out.join(STATE), Duration::from_secs(args.save_every.into()));
     if args.fresh {
         unfinished.forget()?;
+        // A killed visit must not find the result of the one before it.
+        remove(&args.out.join(REPORT))?;
     } else if let Some(done) = finished(&args.out, identity)? {
         unfinished.forget()?;
         output.notice(
             "this visit was trained before; its result is left as it is (--fresh trains it again)",
         )?;
-        tell_result(&output, &args.out, &done)?;
-        return Ok(DONE);
+        return tell_result(&output, &args.out, &done);
     }
+    if args.work.is_none() {
+        cases::prune(&store, &[&training, &validation])?;
+    }
+    remove(&args.out.join(LAST_GOOD))?;
     write("recipe.toml", recipe::to_toml(&recipe).as_bytes())?;
     let saved = match unfinished.read() {
         Ok(saved) => saved,
@@ -125,8 +125,7 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
             None
         }
     };
-    let made = saved.as_ref().filter(|s| s.is_of(identity)).map_or(0, Saved::updates);
-    let log = Log::open(&args.out, made)?;
+    let log = Log::open(&args.out, saved.as_ref().filter(|s| s.is_of(identity)))?;
 
     let mut here = Here { output: &output, log, unfinished, broken: None };
     let outcome = fault::caught(|| go_on(&visit, &device, identity, saved, &mut here));
@@ -138,7 +137,7 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
     let mut outcome = match outcome? {
         Err(e @ Error::NotFinite { .. }) => {
             return Err(anyhow!(e).context(match unfinished.read() {
-                Ok(Some(good)) => {
+                Ok(Some(good)) if good.is_of(identity) => {
                     write(LAST_GOOD, &good.weights().to_bytes())?;
                     format!("training; the model after update {} is in {LAST_GOOD}", good.updates())
                 }
@@ -162,8 +161,7 @@ pub(crate) fn run(args: &args::Train) -> Result<u8> {
     write(MODEL, &bytes)?;
     write(REPORT, format!("{}\n", serde_json::to_string_pretty(&done)?).as_bytes())?;
     unfinished.forget()?;
-    tell_result(&output, &args.out, &done)?;
-    Ok(DONE)
+    tell_result(&output, &args.out, &done)
 }
 
 /// Reads the cohorts to train on. Sites keep their cases to themselves, so only the reference method
@@ -209,7 +207,8 @@ fn finished(out: &Path, identity: Digest) -> Result<Option<Written>> {
     Ok(model(&out.join(MODEL)).ok().filter(|(_, digest)| *digest == written.model).map(|_| written))
 }
 
-fn tell_result(output: &Output, out: &Path, done: &Written) -> Result<()> {
+/// Tells the result; whether all cases were used is the exit code.
+fn tell_result(output: &Output, out: &Path, done: &Written) -> Result<u8> {
     let path = out.join(MODEL);
     let r = &done.visit;
     let dice = |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |v| format!("{v:.4}"));
@@ -217,17 +216,19 @@ fn tell_result(output: &Output, out: &Path, done: &Written) -> Result<()> {
         "result",
         json!({"model": done.model, "path": path, "visit": r}),
         &format!(
-            "{} updates of {} segments in {:.1} s; validation Dice {} before, {} after (epoch {}); model {} at {}",
+            "{} updates of {} segments in {:.1} s; validation Dice {} before, {} after (epoch {}); {} cases set aside; model {} at {}",
             r.updates,
             r.segments,
             r.seconds,
             dice(r.dice_before),
             dice(r.dice_after),
             r.chosen_epoch,
+            r.set_aside,
             done.model.short(),
             path.display(),
         ),
-    )
+    )?;
+    Ok(if r.set_aside == 0 { DONE } else { SET_ASIDE })
 }
 
 /// Who runs a local visit: the screen, the figures on disk, the state on disk.

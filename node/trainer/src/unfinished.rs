@@ -11,7 +11,8 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Seconds between two states on disk, unless said otherwise: what a crash costs at most.
+/// Seconds between two states on disk, unless said otherwise. A crash costs the updates since the last
+/// one, and whatever validation or measurement of importance was under way.
 pub(crate) const SAVE_EVERY_S: u32 = 60;
 /// States of other visits that are kept beside the one that ended.
 const MOST: usize = 4;
@@ -36,6 +37,7 @@ impl Unfinished {
     /// # Errors
     /// A sentence that says what is wrong with the file.
     pub(crate) fn read(&self) -> Result<Option<Saved>> {
+        durable::remove_abandoned(&self.path);
         let reading = || format!("reading the saved state {}", self.path.display());
         let file = match fs::File::open(&self.path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -72,7 +74,8 @@ impl Unfinished {
     }
 }
 
-fn remove(path: &Path) -> Result<()> {
+/// Removes a file that may be there or not.
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => {
             Err(e).with_context(|| format!("removing {}", path.display()))
@@ -92,6 +95,9 @@ pub(crate) fn forget(path: &Path) -> Result<()> {
         listing => {
             for entry in listing.with_context(|| format!("listing {}", folder.display()))? {
                 let entry = entry?;
+                if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                    continue;
+                }
                 others.push((entry.metadata()?.modified()?, entry.path()));
             }
         }

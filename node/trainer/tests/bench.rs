@@ -100,6 +100,17 @@ fn a_peer_works_in_turns_with_us() {
     let asked = std::fs::read_to_string(format!("{peer}.asked")).unwrap();
     assert_eq!(asked.lines().filter(|line| *line == "tiles fp32 200 10").count(), 1 + 3, "{asked}");
 
+    // The settings that the trainer was started with are not the peer's, unless that is asked for.
+    let told = script(folder.path(), "told", &format!("env >\"$0.env\"\n{answers}"));
+    for (settings, has) in [("", false), ("ours", true)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rondo-trainer"));
+        command.args(INFER).args(["--device", "cpu", "--json", "--peer", &told]);
+        command.env_remove("GOMP_SPINCOUNT").env("RONDO_BENCH_PEER_SETTINGS", settings);
+        figures(&command.output().unwrap());
+        let env = std::fs::read_to_string(format!("{told}.env")).unwrap();
+        assert_eq!(env.contains("GOMP_SPINCOUNT=") && env.contains("MALLOC_MMAP_MAX_="), has);
+    }
+
     std::fs::remove_file(format!("{peer}.asked")).unwrap();
     let step = figures(&bench(&STEP, &["--json", "--peer", &peer]));
     assert_gone(&peer);

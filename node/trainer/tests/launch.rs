@@ -1,5 +1,5 @@
 //! A trainer whose libtorch is missing, of another version, or itself missing says so.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::fs;
 use std::path::Path;
@@ -19,10 +19,31 @@ fn refusal(folder: &Path) -> String {
 
 /// The program without the folder where it found libtorch at its build.
 fn without_libtorch(program: &mut [u8]) {
-    let own = b"$ORIGIN/../lib/rondo:";
+    let own = b"$ORIGIN/../lib/rondo:$ORIGIN:";
     let at = program.windows(own.len()).position(|part| part == own).unwrap() + own.len();
     let end = at + program[at..].iter().position(|byte| *byte == 0).unwrap();
     program[at..end].fill(b'x');
+}
+
+#[test]
+fn an_installed_program_finds_its_libraries_beside_it() {
+    let home = tempfile::tempdir().unwrap();
+    let [bin, lib] = ["bin", "lib/rondo"].map(|folder| home.path().join(folder));
+    fs::create_dir_all(&bin).unwrap();
+    fs::create_dir_all(&lib).unwrap();
+    fs::copy(LAUNCHER, bin.join("rondo-trainer")).unwrap();
+    let mut program = fs::read(PROGRAM).unwrap();
+    without_libtorch(&mut program);
+    fs::copy(PROGRAM, lib.join("rondo-trainer-libtorch")).unwrap();
+    fs::write(lib.join("rondo-trainer-libtorch"), &program).unwrap();
+    let installed = Path::new(env!("LIBTORCH")).join("lib").canonicalize().unwrap();
+    for file in fs::read_dir(installed).unwrap().map(|entry| entry.unwrap().path()) {
+        std::os::unix::fs::symlink(&file, lib.join(file.file_name().unwrap())).unwrap();
+    }
+    let mut launcher = Command::new(bin.join("rondo-trainer"));
+    let done = launcher.arg("--version").env_remove("LD_LIBRARY_PATH").output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(done.stdout.starts_with(b"rondo-trainer "));
 }
 
 #[test]
@@ -38,11 +59,7 @@ fn what_cannot_start_is_named_with_what_to_do() {
     let mut program = fs::read(PROGRAM).unwrap();
     without_libtorch(&mut program);
     fs::copy(PROGRAM, bin.join("rondo-trainer-libtorch")).unwrap();
-    fs::File::options()
-        .write(true)
-        .open(bin.join("rondo-trainer-libtorch"))
-        .and_then(|mut file| std::io::Write::write_all(&mut file, &program))
-        .unwrap();
+    fs::write(bin.join("rondo-trainer-libtorch"), &program).unwrap();
     let said = refusal(&bin);
     assert!(said.contains("libtorch cannot be used: lib"), "{said}");
     assert!(said.contains("=> not found") && said.contains("make libtorch"), "{said}");

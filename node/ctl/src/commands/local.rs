@@ -24,12 +24,14 @@ pub(crate) async fn run(verb: &'static str, passed: Passed, output: Output) -> R
                     "the rest was done, but some cases were set aside; the notes above name them";
                 Err(Failure::new(Exit::SetAside, text))
             }
-            _ => {
+            code => {
                 let text = format!(
                     "rondo-trainer {}; its own message stands above",
                     programs::ended(status)
                 );
-                Err(Failure::new(Exit::Trainer, text))
+                let started = code != Some(programs::NOT_STARTED);
+                let exit = if started { Exit::Trainer } else { Exit::Program };
+                Err(Failure::new(exit, text))
             }
         };
     }

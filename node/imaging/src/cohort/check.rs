@@ -112,6 +112,20 @@ pub fn check(cohort: &Cohort, progress: OnProgress<'_>) -> CheckReport {
     report
 }
 
+/// The first two of `cases` whose images hold the same voxels, by their places. Images that cannot be
+/// read are left out.
+pub fn same_image(cases: &[&Case]) -> Option<[usize; 2]> {
+    let digests: Vec<_> = cases
+        .par_iter()
+        .map(|case| nifti::read_image(&case.image).ok().map(|image| digest(&image.volume)))
+        .collect();
+    let mut seen = HashMap::new();
+    digests
+        .into_iter()
+        .enumerate()
+        .find_map(|(at, digest)| seen.insert(digest?, at).map(|before| [before, at]))
+}
+
 fn inspect(cohort: &Cohort, case: &Case) -> Result<Sound, String> {
     for (what, path) in
         [("image", &case.image), ("label", &case.label), ("brain mask", &case.brain_mask)]

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use check::{CheckReport, Notice, SetAside, check};
+pub use check::{CheckReport, Notice, SetAside, check, same_image};
 pub use stats::{SMALL_CM3, SplitStats, Stats, stats};
 
 use crate::durable;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::cohort::{check, stats};
 use crate::lesion::{Connectivity, components};
-use crate::preprocess::prepare;
+use crate::preprocess::{prepare_image, read_label};
 
 fn tiny(centre: Centre) -> SynthOptions {
     SynthOptions {
@@ -114,12 +114,14 @@ fn a_cohort_is_written_checked_and_prepared() {
     let report = check(&cohort, &|_| {});
     assert_eq!((report.usable.len(), report.set_aside), (4, vec![]));
     assert_eq!(stats(&cohort, &|_| {}).total.metastases, made.metastases);
-    let case = prepare(&cohort, &cohort.cases[0]).unwrap();
-    assert!(case.label.iter().any(|v| *v > 0) && case.image.dim() == (40, 44, 40));
+    let case = &cohort.cases[0];
+    let made = prepare_image(&case.image, &case.brain_mask, cohort.background).unwrap();
+    let label = read_label(&case.label, &made.geometry, &cohort.label).unwrap();
+    assert!(label.iter().any(|v| *v > 0) && made.image.dim() == (40, 44, 40));
     // A prediction goes back onto the grid of its image.
     let path = dir.path().join("prediction.nii.gz");
-    nifti::write(&path, &Volume::new(case.geometry.clone(), case.label.clone()).unwrap()).unwrap();
-    assert!(nifti::read_header(&path).unwrap().geometry.matches(&case.geometry));
+    nifti::write(&path, &Volume::new(made.geometry.clone(), label).unwrap()).unwrap();
+    assert!(nifti::read_header(&path).unwrap().geometry.matches(&made.geometry));
     assert!(matches!(synthesise(dir.path(), &options, &|_| {}), Err(Error::Exists(_))));
 }
 

@@ -46,15 +46,20 @@ impl Bench {
     }
 }
 
+fn one(store: &Store, cohort: &Cohort, case: &Case) -> Prepared {
+    store.cases(cohort, &[case], |_| ()).unwrap().pop().unwrap().unwrap()
+}
+
 #[test]
 fn a_case_is_prepared_once_and_mapped_from_then_on() {
     let bench = bench();
     let case = &bench.cohort.cases[0];
-    let direct = preprocess::prepare(&bench.cohort, case).unwrap();
-    let first = bench.store().case(&bench.cohort, case).unwrap();
-    assert_eq!((&first.id, &first.patient), (&direct.id, &direct.patient));
+    let direct = prepare_image(&case.image, &case.brain_mask, bench.cohort.background).unwrap();
+    let label = read_label(&case.label, &direct.geometry, &bench.cohort.label).unwrap();
+    let first = one(&bench.store(), &bench.cohort, case);
+    assert_eq!((&first.id, &first.patient), (&case.id, &case.patient));
     assert_eq!(first.image(), direct.image);
-    assert_eq!((first.label(), first.brain()), (direct.label.view(), direct.brain.view()));
+    assert_eq!((first.label(), first.brain()), (label.view(), direct.brain.view()));
     assert_eq!((first.geometry(), first.notices()), (&direct.geometry, &direct.notices[..]));
     assert_eq!(first.normalisation().voxels, direct.brain.iter().filter(|b| **b > 0).count());
 
@@ -63,7 +68,7 @@ fn a_case_is_prepared_once_and_mapped_from_then_on() {
     assert!(written.len() < 6 * direct.image.len() as u64 + 1000);
     let bytes = fs::read(&path).unwrap();
     assert!(!bytes.windows(case.id.len()).any(|w| w == case.id.as_bytes()), "no id in the file");
-    let again = bench.store().case(&bench.cohort, case).unwrap();
+    let again = one(&bench.store(), &bench.cohort, case);
     assert_eq!(fs::metadata(&path).unwrap().ino(), written.ino());
     assert_eq!((again.digest(), again.image()), (first.digest(), first.image()));
 }
@@ -72,7 +77,7 @@ fn a_case_is_prepared_once_and_mapped_from_then_on() {
 fn what_a_case_depends_on_is_its_key_and_nothing_else_is() {
     let Bench { ref dir, ref cohort } = bench();
     let store = Store::open(&dir.path().join("work")).unwrap();
-    let digest = |cohort: &Cohort, case: &Case| store.case(cohort, case).unwrap().digest();
+    let digest = |cohort: &Cohort, case: &Case| one(&store, cohort, case).digest();
     let case = &cohort.cases[0];
     let before = digest(cohort, case);
     let moved = dir.path().join("elsewhere.nii.gz");
@@ -114,7 +119,8 @@ fn many_cases_come_in_order_and_a_bad_one_alone_is_refused() {
 fn a_damaged_file_is_prepared_anew() {
     let bench = bench();
     let case = &bench.cohort.cases[0];
-    let path = bench.file(&bench.store().case(&bench.cohort, case).unwrap());
+    let path = bench.file(&one(&bench.store(), &bench.cohort, case));
+    let image = one(&bench.store(), &bench.cohort, case).image().to_owned();
     let whole = fs::read(&path).unwrap();
     let cut = whole[..whole.len() - 1].to_vec();
     let flipped = |at: usize| {
@@ -130,8 +136,8 @@ fn a_damaged_file_is_prepared_anew() {
         store.seen().put(&identity.settled(), sum);
         std::thread::sleep(TICK);
         fs::write(&path, &bytes).unwrap();
-        let prepared = store.case(&bench.cohort, case).unwrap();
-        assert_eq!(prepared.image(), preprocess::prepare(&bench.cohort, case).unwrap().image);
+        let prepared = one(&store, &bench.cohort, case);
+        assert_eq!(prepared.image(), image);
         drop(prepared);
         assert!(fs::read(&path).unwrap() == whole);
     }
@@ -208,7 +214,7 @@ fn pruning_keeps_what_is_named_and_what_is_mapped() {
 fn a_store_that_cannot_be_written_stops_the_work_and_keeps_the_rest() {
     let bench = bench();
     let store = bench.store();
-    let first = store.case(&bench.cohort, &bench.cohort.cases[0]).unwrap();
+    let first = one(&store, &bench.cohort, &bench.cohort.cases[0]);
     let path = bench.file(&first);
     drop(first);
     fs::remove_file(&path).unwrap();

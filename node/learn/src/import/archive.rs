@@ -158,7 +158,7 @@ fn large_directory(bytes: &[u8], end: usize) -> Result<Option<(u64, u64, u64, us
     let Some(mut locator) = at.filter(|c| c.clone().u32() == Some(LOCATOR_64)) else {
         return Ok(None);
     };
-    let read = || -> Option<(u64, u64, u64, usize)> {
+    let mut read = || -> Option<(u64, u64, u64, usize)> {
         let (_, disk, at, disks) = (locator.u32()?, locator.u32()?, locator.u64()?, locator.u32()?);
         let mut record = Cursor::at(bytes, at)?;
         let start = record.position();
@@ -171,7 +171,6 @@ fn large_directory(bytes: &[u8], end: usize) -> Result<Option<(u64, u64, u64, us
         let whole = disk == 0 && disks <= 1 && this == 0 && first == 0 && here == count;
         (magic == END_64 && ends && whole).then_some((count, size, offset, start))
     };
-    let mut read = read;
     read().map(Some).ok_or(Error::Outside("zip64 end record"))
 }
 

@@ -13,7 +13,7 @@ use crate::resume::{Figures, Saved};
 use crate::segment::{self, Indexed};
 use crate::update::Student;
 use rondo::ids::Digest;
-use rondo::recipe::{Architecture, Method};
+use rondo::recipe::{Architecture, Method, Precision, Select};
 use std::time::Instant;
 
 /// Refuses what can be seen to be wrong before anything is computed.
@@ -66,6 +66,24 @@ pub(super) fn index<'a>(
     if fit.is_empty() { Err(Error::NoCases(visit.cases.len())) } else { Ok((fit, set_aside)) }
 }
 
+/// What of the recipe cannot be had here; each is a sentence for the operator.
+fn departures(visit: &Visit<'_>, device: &Device) -> Vec<&'static str> {
+    let Visit { recipe, received, validation, .. } = visit;
+    let mut list = Vec::new();
+    if recipe.precision == Precision::Bf16 && !device.is_libtorch() {
+        list.push("the recipe says bf16, but this device computes in fp32 only");
+    }
+    if recipe.carries_optimizer() && received.is_some_and(|model| model.optimizer.is_none()) {
+        list.push(
+            "the received model brings no state of the optimizer to carry on, so Adam begins anew",
+        );
+    }
+    if recipe.select == Select::BestValidation && validation.is_empty() {
+        list.push("there is no validation case to select a model by, so the last one is handed on");
+    }
+    list
+}
+
 impl<'r, 'v: 'r> Run<'r, 'v> {
     /// Everything on the device, at the beginning of the visit or where `saved` left it.
     pub(super) fn begin(
@@ -104,6 +122,9 @@ impl<'r, 'v: 'r> Run<'r, 'v> {
         if let Some(text) = said {
             tell(listener, Progress::Notice { text: text.to_owned() })?;
         }
+        for text in departures(visit, device) {
+            tell(listener, Progress::Notice { text: text.to_owned() })?;
+        }
         let carried = received.optimizer.as_ref().filter(|_| recipe.carries_optimizer());
         let base = carried.map_or(recipe.learning_rate, |m| m.learning_rate);
         let zero = || Moments::zero(received.parameters.len(), base);
@@ -114,13 +135,22 @@ impl<'r, 'v: 'r> Run<'r, 'v> {
                 let text =
                     format!("going on after update {at} of {updates}, where it was interrupted");
                 tell(listener, Progress::Notice { text })?;
+                let here = device.describe();
+                if saved.made_on != here {
+                    let text = format!(
+                        "its state comes from {}, and this is {here}: the model will not be bit for \
+                         bit that of an undisturbed visit",
+                        saved.made_on
+                    );
+                    tell(listener, Progress::Notice { text })?;
+                }
                 (&saved.student, saved.student.optimizer.clone().unwrap_or_else(zero), Some(saved))
             }
         };
         let mut network = Network::new(weights, device, recipe.precision);
         let adam = Adam::new(&moments, recipe, device.burn());
         let thrift = state.map_or(0, |s| s.thrift);
-        // The same steps again: how a batch is divided may show in the last bit.
+        // The same steps again: recomputed activations may show in the last bit.
         for _ in 0..thrift {
             network.thriftier();
         }
