@@ -112,6 +112,14 @@ fn check_version(loaded: Option<(PathBuf, String)>) -> Result<(), Error> {
     }
 }
 
+/// Makes the first call of MKL's vector functions from one thread. MKL chooses their kernels then, and
+/// where two threads made that call at once, one in a hundred processes computed half of a first
+/// gradient with another kernel, 4e-5 apart: a visit would not repeat to the bit.
+fn settle_vector_functions() {
+    let one = tch::Tensor::ones([1], (tch::Kind::Float, tch::Device::Cpu));
+    let _ = (one.exp(), one.log());
+}
+
 impl Device {
     /// Opens the device of `choice`.
     ///
@@ -121,6 +129,7 @@ impl Device {
     pub fn open(choice: Choice) -> Result<Self, Error> {
         if choice != Choice::Flex {
             check_version(loaded())?;
+            settle_vector_functions();
         }
         let cuda = || usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
         let choice = match choice {
