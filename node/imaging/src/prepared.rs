@@ -162,6 +162,15 @@ impl Prepared {
     }
 }
 
+/// The user that this process acts as: the second number of its line in the kernel's table.
+fn own_user() -> io::Result<u32> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    users
+        .and_then(|users| users.split_whitespace().nth(1)?.parse().ok())
+        .ok_or_else(|| io::Error::other("/proc/self/status does not say who this process is"))
+}
+
 /// A folder of prepared cases.
 #[derive(Debug)]
 pub struct Store {
@@ -178,9 +187,7 @@ impl Store {
         let failed = |source| Error::Folder { path: folder.to_path_buf(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
         let meta = fs::metadata(folder).map_err(failed)?;
-        // The kernel gives a process its own entry, with the user it acts as.
-        let own = fs::metadata("/proc/self").map_err(failed)?.uid();
-        if meta.mode() & 0o022 != 0 || meta.uid() != own {
+        if meta.mode() & 0o022 != 0 || meta.uid() != own_user().map_err(failed)? {
             return Err(Error::Shared(folder.to_path_buf()));
         }
         let seen = Mutex::new(Seen::load(&folder.join("seen")));

@@ -230,6 +230,12 @@ fn a_store_that_cannot_be_written_stops_the_work_and_keeps_the_rest() {
     fs::create_dir(&shared).unwrap();
     fs::set_permissions(&shared, fs::Permissions::from_mode(0o770)).unwrap();
     assert!(Store::open(&shared).err().unwrap().to_string().contains("chmod 700"));
+    // Another user's folder: one given away, or, for those who may not give away, a system's.
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(Store::open(&shared).is_ok());
+    let given = std::os::unix::fs::chown(&shared, Some(12_345), None).is_ok();
+    let others = if given { &shared } else { Path::new("/usr") };
+    assert!(matches!(Store::open(others), Err(Error::Shared(_))));
     assert!(matches!(Store::open(&bench.cohort.cases[0].image), Err(Error::Folder { .. })));
 }
 
