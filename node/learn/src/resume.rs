@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 const MAGIC: &[u8; 8] = b"RONDOVIS";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic, version, length, checksum.
 const FRONT_BYTES: usize = 8 + 4 + 8 + 32;
 /// Largest head: 100 000 epochs validated one by one stay below it.

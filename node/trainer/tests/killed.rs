@@ -105,12 +105,14 @@ fn a_killed_visit_goes_on_to_the_same_model() {
     let other = trainer(here, "killed", &["--seed", "7"]).output().unwrap();
     assert!(!other.status.success() && text(&other.stderr).contains("--fresh"));
     let mut anew = trainer(here, "killed", &["--seed", "7", "--fresh"]);
-    let mut child = anew.stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = anew.env("OMP_NUM_THREADS", "2").stdout(Stdio::piped()).spawn().unwrap();
     assert!(wait_for_state(&mut child, &state, 0), "the visit was over before it could be killed");
     child.kill().unwrap();
     child.wait().unwrap();
-    let (fresh, said) = result(&trainer(here, "killed", &["--seed", "7"]).output().unwrap());
+    let mut fewer = trainer(here, "killed", &["--seed", "7"]);
+    let (fresh, said) = result(&fewer.env("OMP_NUM_THREADS", "1").output().unwrap());
     assert!(said.contains("going on after update"), "{said}");
+    assert!(said.contains("2 threads") && said.contains("not be bit for bit"), "{said}");
     assert_ne!(fresh["model"], whole["model"]);
 
     // A damaged state is refused with a sentence, and costs nothing but time.
