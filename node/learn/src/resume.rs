@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn well_sealed_nonsense_is_refused_too() {
         let seal = |body: &[u8]| {
-            let mut bytes = [MAGIC.as_slice(), &1_u32.to_le_bytes()].concat();
+            let mut bytes = [MAGIC.as_slice(), &VERSION.to_le_bytes()].concat();
             bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
             bytes.extend_from_slice(Digest::of(body).as_bytes());
             bytes.extend_from_slice(body);
