@@ -5,6 +5,7 @@
 //! [`phantom`] makes cohorts of synthetic heads. Nothing here knows a tensor or a socket.
 
 pub mod cohort;
+pub mod dicom;
 pub mod distance;
 pub mod durable;
 pub mod lesion;
