@@ -21,11 +21,13 @@ use super::{Cause, MAX_FILE_BYTES, MAX_INFLATED_HEADER_BYTES};
 /// Elements that are stepped over or kept before the voxels; a walk of one takes some 20 ns.
 const MAX_ELEMENTS: usize = 1 << 22;
 /// Bytes of kept attributes; a frame of an enhanced object needs about 400.
-const MAX_KEPT_BYTES: usize = 8 << 20;
+const MAX_KEPT_BYTES: usize = 4 << 20;
 /// Longest kept value; longer ones are none of the attributes used here.
 const MAX_VALUE_BYTES: u64 = 4096;
 /// Deepest nesting of sequences.
 const MAX_NESTING: usize = 32;
+/// Retired in 2006, and still in archives.
+pub(super) const EXPLICIT_VR_BIG_ENDIAN: &str = "1.2.840.10008.1.2.2";
 const UNDEFINED: u32 = u32::MAX;
 
 const ITEM: Tag = Tag(0xFFFE, 0xE000);
@@ -143,7 +145,7 @@ fn walk(source: Source, length: u64, scanned: &mut Scanned) -> Result<(), Cause>
         walk = Walk::new(walk.source.inflate(), 0, MAX_INFLATED_HEADER_BYTES);
         walk.inflated = true;
     }
-    walk.big_endian = scanned.syntax == uids::EXPLICIT_VR_BIG_ENDIAN;
+    walk.big_endian = scanned.syntax == EXPLICIT_VR_BIG_ENDIAN;
     walk.implicit = scanned.syntax == uids::IMPLICIT_VR_LITTLE_ENDIAN;
     let done = walk.data_set();
     if done.is_err() {
@@ -188,6 +190,13 @@ impl Source {
                 let skipped = io::copy(&mut stream.by_ref().take(bytes), &mut io::sink())?;
                 if skipped < bytes { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
             }
+        }
+    }
+
+    fn step_back(&mut self, bytes: i64) -> io::Result<()> {
+        match self {
+            Self::Plain(file) => file.seek_relative(-bytes),
+            Self::Inflated(_) => Err(io::ErrorKind::NotSeekable.into()),
         }
     }
 
@@ -265,7 +274,7 @@ impl Walk {
         let mut syntax = None;
         loop {
             let group = self.u16()?;
-            self.source.skip_back(2)?;
+            self.source.step_back(2)?;
             self.at -= 2;
             if group != 2 {
                 break;
@@ -349,8 +358,9 @@ impl Walk {
         if kept == Some(VR::SQ) && (sequence || unknown) {
             put_tag(&mut self.kept, header.tag);
             self.kept.extend_from_slice(b"SQ\0\0\xff\xff\xff\xff");
-            let implicit = Level { implicit: header.vr == Some(*b"UN"), ..self.here() };
-            return self.open(header, Inside::Sequence, Some(Level { kept: true, ..implicit }));
+            let implicit = header.vr == Some(*b"UN") || self.here().implicit;
+            let parent = Level { kept: true, implicit, ..self.here() };
+            return self.open(header, Inside::Sequence, Some(parent));
         }
         if header.length == UNDEFINED {
             let inside = if sequence {
@@ -365,9 +375,10 @@ impl Walk {
             return self.open(header, inside, Some(parent));
         }
         match kept {
-            Some(vr) if vr != VR::SQ && u64::from(header.length) <= MAX_VALUE_BYTES => {
-                self.keep(header, if unknown { vr.to_bytes() } else { header.vr.unwrap_or(vr.to_bytes()) })
-            }
+            Some(vr) if vr != VR::SQ && u64::from(header.length) <= MAX_VALUE_BYTES => self.keep(
+                header,
+                if unknown { vr.to_bytes() } else { header.vr.unwrap_or(vr.to_bytes()) },
+            ),
             _ => self.skip_value(header),
         }
     }
@@ -380,7 +391,8 @@ impl Walk {
             b"US" | b"SS" => 2,
             b"UL" | b"SL" | b"FL" => 4,
             b"FD" => 8,
-            b"CS" | b"UI" | b"DA" | b"TM" | b"SH" | b"LO" | b"PN" | b"DS" | b"IS" | b"ST" | b"LT" => 1,
+            b"CS" | b"UI" | b"DA" | b"TM" | b"SH" | b"LO" | b"PN" | b"DS" | b"IS" | b"ST"
+            | b"LT" => 1,
             _ => return Ok(()),
         };
         if value.len() % width != 0 {
@@ -400,12 +412,16 @@ impl Walk {
     }
 
     fn here(&self) -> Level {
-        let root =
-            Level { inside: Inside::Item, end: None, kept: true, implicit: self.implicit };
+        let root = Level { inside: Inside::Item, end: None, kept: true, implicit: self.implicit };
         self.levels.last().copied().unwrap_or(root)
     }
 
-    fn open(&mut self, header: &Header, inside: Inside, parent: Option<Level>) -> Result<(), Cause> {
+    fn open(
+        &mut self,
+        header: &Header,
+        inside: Inside,
+        parent: Option<Level>,
+    ) -> Result<(), Cause> {
         if self.levels.len() >= 2 * MAX_NESTING {
             return Err(Cause::Header("its sequences are nested deeper than 32"));
         }
@@ -427,7 +443,10 @@ impl Walk {
     fn close(&mut self) {
         let Some(level) = self.levels.pop() else { return };
         if level.kept {
-            put_tag(&mut self.kept, if level.inside == Inside::Item { ITEM_END } else { SEQUENCE_END });
+            put_tag(
+                &mut self.kept,
+                if level.inside == Inside::Item { ITEM_END } else { SEQUENCE_END },
+            );
             self.kept.extend_from_slice(&[0; 4]);
         }
     }
@@ -435,8 +454,7 @@ impl Walk {
     /// Tag, value representation and length, PS3.5 section 7.1.
     fn header(&mut self) -> Result<Header, Cause> {
         let tag = Tag(self.u16()?, self.u16()?);
-        let implicit = self.here().implicit && self.at > 132;
-        if tag.group() == 0xFFFE || implicit && tag.group() != 2 {
+        if tag.group() == 0xFFFE || self.here().implicit {
             return Ok(Header { tag, vr: None, length: self.u32()? });
         }
         let vr = self.array::<2>()?;

@@ -87,16 +87,14 @@ pub struct SeriesSummary {
     pub modality: String,
     /// Images, counting the frames of multi-frame objects.
     pub images: usize,
+    /// Whether it is a magnetic resonance series, which [`super::read_series`] reads.
+    pub readable: bool,
     /// Whether the headers say T1-weighted with contrast agent.
     pub t1_contrast: bool,
 }
 
 impl fmt::Display for SeriesSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} ({} {:?}, {} images)",
-            self.uid, self.modality, self.description, self.images
-        )
+        write!(f, "{} ({} {:?}, {} images)", self.uid, self.modality, self.description, self.images)
     }
 }

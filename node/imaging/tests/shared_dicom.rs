@@ -1,0 +1,79 @@
+//! A real T1 series against the geometry and values that SimpleITK found. The files are not part of
+//! the project; where they are absent, the tests say so and check nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::PathBuf;
+
+use nalgebra::Vector4;
+use rondo_imaging::dicom::{self, SeriesChoice};
+use rondo_imaging::nifti;
+use safetensors::SafeTensors;
+
+fn shared(path: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
+    if !path.exists() {
+        eprintln!("skipped: {} is not there", path.display());
+    }
+    path.exists().then_some(path)
+}
+
+fn numbers(from: &serde_json::Value) -> Vec<f64> {
+    from.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+#[test]
+fn t1_head_has_the_geometry_and_values_of_simpleitk() {
+    let (Some(folder), Some(golden), Some(tensors)) = (
+        shared("data/t1-head-dicom"),
+        shared("golden/imaging/imaging.json"),
+        shared("golden/imaging/imaging.safetensors"),
+    ) else {
+        return;
+    };
+    let golden: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    let golden = &golden["dicom"];
+    let (series, volume) = dicom::read_series(&folder, &SeriesChoice::Only).unwrap();
+    let geometry = volume.geometry();
+    assert_eq!(geometry, &series.geometry);
+    assert_eq!(geometry.shape().map(|n| n as f64).to_vec(), numbers(&golden["size"]));
+    for (ours, theirs) in geometry.spacing_mm().iter().zip(numbers(&golden["spacing_mm"])) {
+        assert!((ours - theirs).abs() < 1e-6, "{ours} against {theirs}");
+    }
+    let (direction, origin) =
+        (numbers(&golden["direction_row_major"]), numbers(&golden["origin_lps_mm"]));
+    let spacing = geometry.spacing_mm();
+    for row in 0..3 {
+        let sign = if row < 2 { -1.0 } else { 1.0 };
+        for column in 0..3 {
+            let ours = sign * geometry.affine()[(row, column)] / spacing[column];
+            assert!((ours - direction[3 * row + column]).abs() < 1e-6);
+        }
+        assert!((sign * geometry.affine()[(row, 3)] - origin[row]).abs() < 1e-9);
+    }
+    let data = volume.data();
+    let sum: f64 = data.iter().map(|v| f64::from(*v)).sum();
+    assert!((sum / data.len() as f64 - golden["mean"].as_f64().unwrap()).abs() < 1e-9);
+    let range = data.iter().fold((f32::MAX, f32::MIN), |r, v| (r.0.min(*v), r.1.max(*v)));
+    assert_eq!(
+        (f64::from(range.0), f64::from(range.1)),
+        (golden["min"].as_f64().unwrap(), golden["max"].as_f64().unwrap())
+    );
+
+    let bytes = std::fs::read(tensors).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let f64s = |name: &str| -> Vec<f64> {
+        let tensor = tensors.tensor(name).unwrap();
+        tensor.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
+    };
+    let (points, values) = (f64s("dicom.points_lps_mm"), f64s("dicom.values"));
+    assert!(values.len() >= 100 && points.len() == 3 * values.len());
+    let to_voxel = geometry.affine().try_inverse().unwrap();
+    for (p, value) in points.as_chunks::<3>().0.iter().zip(values) {
+        let at = to_voxel * Vector4::new(-p[0], -p[1], p[2], 1.0);
+        let index = [at.x, at.y, at.z].map(|v| v.round() as usize);
+        assert_eq!(f64::from(data[index]), value, "at {index:?}");
+    }
+    assert!(series.notices.is_empty(), "{:?}", series.notices);
+    assert_eq!((series.slices.len(), series.modality.as_str()), (196, "MR"));
+}
