@@ -2,7 +2,7 @@
 //!
 //! `dicom-object` reserves what an element claims (up to 4 GiB for a file of 200 bytes) and descends
 //! once for each nested sequence. So a walk of our own comes first: iterative, with every length
-//! held against what the file has left. It copies the few attributes of [`KEPT`] into a small data
+//! held against what the file has left. It copies the few attributes [`Wanted`] into a small data
 //! set in explicit VR little endian, which `dicom-object` then interprets; everything else (private
 //! groups, overlays, documents, voxels) is stepped over and never in memory.
 //!
@@ -20,9 +20,7 @@ use super::{Cause, MAX_FILE_BYTES, MAX_INFLATED_HEADER_BYTES};
 
 /// Elements that are stepped over or kept before the voxels; a walk of one takes some 20 ns.
 const MAX_ELEMENTS: usize = 1 << 22;
-/// Bytes of kept attributes; a frame of an enhanced object needs about 400.
-const MAX_KEPT_BYTES: usize = 4 << 20;
-/// Longest kept value; longer ones are none of the attributes used here.
+/// Longest kept value that is no `UT`; longer ones are none of the attributes used here.
 const MAX_VALUE_BYTES: u64 = 4096;
 /// Deepest nesting of sequences.
 const MAX_NESTING: usize = 32;
@@ -34,7 +32,18 @@ const ITEM: Tag = Tag(0xFFFE, 0xE000);
 const ITEM_END: Tag = Tag(0xFFFE, 0xE00D);
 const SEQUENCE_END: Tag = Tag(0xFFFE, 0xE0DD);
 
-/// What is kept, with its value representation for files that do not state it; by ascending tag.
+/// What a walk copies.
+pub(super) struct Wanted {
+    /// By ascending tag, with the value representation for files that do not state it. `UT` stands
+    /// for text that is to be kept whole whatever the file states: one string of any length.
+    pub(super) attributes: &'static [(Tag, VR)],
+    /// Bytes of all that is kept.
+    pub(super) kept_bytes: usize,
+}
+
+/// Of an image. A frame of an enhanced object needs about 400 bytes.
+pub(super) const IMAGE: Wanted = Wanted { attributes: KEPT, kept_bytes: 4 << 20 };
+
 const KEPT: &[(Tag, VR)] = &[
     (tags::SPECIFIC_CHARACTER_SET, VR::CS),
     (tags::IMAGE_TYPE, VR::CS),
@@ -110,8 +119,8 @@ pub(super) struct Scanned {
     pub(super) broken: Option<Cause>,
 }
 
-/// Reads the attributes of a file; `None` where it is no DICOM file (PS3.10).
-pub(super) fn scan(path: &Path) -> Result<Option<Scanned>, Cause> {
+/// Reads attributes of a file; `None` where it is no DICOM file (PS3.10).
+pub(super) fn scan(path: &Path, wanted: &'static Wanted) -> Result<Option<Scanned>, Cause> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
     let mut source = Source::Plain(BufReader::with_capacity(1 << 14, file));
@@ -130,19 +139,24 @@ pub(super) fn scan(path: &Path) -> Result<Option<Scanned>, Cause> {
         deflated_at: 0,
         broken: None,
     };
-    scanned.broken = walk(source, length, &mut scanned).err();
+    scanned.broken = walk(source, length, wanted, &mut scanned).err();
     Ok(Some(scanned))
 }
 
-fn walk(source: Source, length: u64, scanned: &mut Scanned) -> Result<(), Cause> {
+fn walk(
+    source: Source,
+    length: u64,
+    wanted: &'static Wanted,
+    scanned: &mut Scanned,
+) -> Result<(), Cause> {
     if length > MAX_FILE_BYTES {
         return Err(Cause::TooLarge);
     }
-    let mut walk = Walk::new(source, 132, length);
+    let mut walk = Walk::new(source, 132, length, wanted);
     scanned.syntax = walk.file_meta()?;
     if scanned.syntax == uids::DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN {
         scanned.deflated_at = walk.at;
-        walk = Walk::new(walk.source.inflate(), 0, MAX_INFLATED_HEADER_BYTES);
+        walk = Walk::new(walk.source.inflate(), 0, MAX_INFLATED_HEADER_BYTES, wanted);
         walk.inflated = true;
     }
     walk.big_endian = scanned.syntax == EXPLICIT_VR_BIG_ENDIAN;
@@ -242,6 +256,7 @@ struct Header {
 
 struct Walk {
     source: Source,
+    wanted: &'static Wanted,
     at: u64,
     end: u64,
     big_endian: bool,
@@ -254,9 +269,10 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(source: Source, at: u64, end: u64) -> Self {
+    fn new(source: Source, at: u64, end: u64, wanted: &'static Wanted) -> Self {
         Self {
             source,
+            wanted,
             at,
             end,
             big_endian: false,
@@ -305,7 +321,7 @@ impl Walk {
                 }
             }
             self.elements += 1;
-            if self.elements > MAX_ELEMENTS || self.kept.len() > MAX_KEPT_BYTES {
+            if self.elements > MAX_ELEMENTS || self.kept.len() > self.wanted.kept_bytes {
                 return Err(Cause::Header("it has more attributes than any image needs"));
             }
             let header = match self.header() {
@@ -351,8 +367,9 @@ impl Walk {
 
     fn attribute(&mut self, header: &Header, level: Option<Level>) -> Result<(), Cause> {
         let wanted = level.is_none_or(|l| l.kept);
-        let kept = KEPT.binary_search_by_key(&header.tag, |k| k.0).ok().map(|at| KEPT[at].1);
-        let kept = kept.filter(|_| wanted);
+        let attributes = self.wanted.attributes;
+        let kept = attributes.binary_search_by_key(&header.tag, |k| k.0).ok();
+        let kept = kept.map(|at| attributes[at].1).filter(|_| wanted);
         let unknown = matches!(header.vr, None | Some([b'U', b'N']));
         let sequence = header.vr == Some(*b"SQ") || unknown && header.length == UNDEFINED;
         if kept == Some(VR::SQ) && (sequence || unknown) {
@@ -375,10 +392,12 @@ impl Walk {
             return self.open(header, inside, Some(parent));
         }
         match kept {
-            Some(vr) if vr != VR::SQ && u64::from(header.length) <= MAX_VALUE_BYTES => self.keep(
-                header,
-                if unknown { vr.to_bytes() } else { header.vr.unwrap_or(vr.to_bytes()) },
-            ),
+            Some(vr)
+                if vr == VR::UT || vr != VR::SQ && u64::from(header.length) <= MAX_VALUE_BYTES =>
+            {
+                let stated = header.vr.filter(|_| !unknown && vr != VR::UT);
+                self.keep(header, stated.unwrap_or(vr.to_bytes()))
+            }
             _ => self.skip_value(header),
         }
     }
@@ -392,7 +411,7 @@ impl Walk {
             b"UL" | b"SL" | b"FL" => 4,
             b"FD" => 8,
             b"CS" | b"UI" | b"DA" | b"TM" | b"SH" | b"LO" | b"PN" | b"DS" | b"IS" | b"ST"
-            | b"LT" => 1,
+            | b"LT" | b"UT" => 1,
             _ => return Ok(()),
         };
         if value.len() % width != 0 {
@@ -406,7 +425,12 @@ impl Walk {
         }
         put_tag(&mut self.kept, header.tag);
         self.kept.extend_from_slice(&vr);
-        self.kept.extend_from_slice(&(value.len() as u16).to_le_bytes());
+        if &vr == b"UT" {
+            self.kept.extend_from_slice(&[0; 2]);
+            self.kept.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        } else {
+            self.kept.extend_from_slice(&(value.len() as u16).to_le_bytes());
+        }
         self.kept.extend_from_slice(&value);
         Ok(())
     }

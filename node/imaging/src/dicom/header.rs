@@ -78,7 +78,7 @@ pub(super) struct Image {
 ///
 /// A damaged file is an error only where its series cannot be told.
 pub(super) fn read(path: &Path) -> Result<Option<Image>, Cause> {
-    let Some(scanned) = elements::scan(path)? else { return Ok(None) };
+    let Some(scanned) = elements::scan(path, &elements::IMAGE)? else { return Ok(None) };
     let parsed = InMemDicomObject::read_dataset_with_ts(
         scanned.elements.as_slice(),
         &EXPLICIT_VR_LITTLE_ENDIAN.erased(),

@@ -17,9 +17,14 @@
 
 mod choose;
 mod codestream;
+pub mod composite;
+pub mod contour;
 mod elements;
 mod header;
+mod opened;
 mod pixels;
+pub mod rtstruct;
+pub mod segmentation;
 mod series;
 mod stack;
 mod walk;
@@ -98,6 +103,12 @@ pub enum Cause {
     /// More than [`MAX_FILE_BYTES`] or [`MAX_INFLATED_HEADER_BYTES`].
     #[error("it is larger than any image that can be read; export the series as single slices")]
     TooLarge,
+    /// Not in the file format of PS3.10.
+    #[error("it is no DICOM file; name another")]
+    NotDicom,
+    /// More than a file of its kind may have.
+    #[error("it is larger than {0} MiB; export it with no more in it than is needed")]
+    ObjectTooLarge(u64),
     /// No sound data set.
     #[error("the data set is damaged, {0}; export the file again")]
     Header(&'static str),
