@@ -4,6 +4,7 @@
 //! turns a case into what a network sees; [`metrics`] judges a prediction;
 //! [`phantom`] makes cohorts of synthetic heads. Nothing here knows a tensor or a socket.
 
+pub mod bias;
 pub mod cohort;
 pub mod dicom;
 pub mod distance;
