@@ -2,12 +2,18 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build bench clean-demo libtorch libtorch-cpu libtorch-cuda fmt clippy doc deny advisories unused provision-test
+.PHONY: help demo test check build bench bench-learning bench-imaging clean-demo libtorch libtorch-cpu libtorch-cuda fmt clippy doc deny advisories unused provision-test
+
+# Cargo has every core already, and what is timed must be alone.
+.NOTPARALLEL:
 
 PYTHON ?= python3
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET_DIR)/debug
 BENCH_VENV := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rondo/bench-venv
+IMAGING_VENV := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rondo/bench-imaging-venv
+# surface-distance needs names of scipy that version 2 takes away.
+IMAGING_PEERS := 'SimpleITK==2.5.*' surface-distance==0.1 'scipy>=1.13,<2' numpy
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rondo/tools
 DENY := $(TOOLS)/cargo-deny-0.20.2/bin/cargo-deny
 MACHETE := $(TOOLS)/cargo-machete-0.9.2/bin/cargo-machete
@@ -58,8 +64,10 @@ unused: $(MACHETE)
 provision-test:
 	cd deploy/libtorch && $(PYTHON) -B -m unittest
 
-# PyTorch is for the comparison only: nothing that is built or tested needs it.
-bench: build ## How fast this machine trains and segments, in turns with PyTorch
+# What is compared with is for the comparison only: nothing that is built or tested needs it.
+bench: build bench-learning bench-imaging ## How fast this machine trains, segments, reads, corrects and judges, in turns with public tools
+
+bench-learning: build
 	@if ! $(BENCH_VENV)/bin/python -c 'import torch; assert torch.__version__.startswith("2.9.0")' 2>/dev/null; then \
 	  echo "bench: getting PyTorch 2.9.0 for the comparison, once, into $(BENCH_VENV)"; \
 	  $(PYTHON) -m venv $(BENCH_VENV) && $(BENCH_VENV)/bin/pip install --quiet torch==2.9.0 numpy || \
@@ -71,6 +79,17 @@ bench: build ## How fast this machine trains and segments, in turns with PyTorch
 	  $(BIN)/rondo-trainer bench $$what "$${peer[@]}"; \
 	done; \
 	$(BIN)/rondo-trainer bench sample
+
+# `--workspace` so that what `make build` or `make test` built serves here too.
+bench-imaging: ## Only its part about images: N4, evaluation, DICOM, preprocessing (BENCH='--dicom FOLDER --head FILE')
+	@if ! $(IMAGING_VENV)/bin/python -c 'import SimpleITK, surface_distance; assert SimpleITK.Version.VersionString().startswith("2.5")' 2>/dev/null; then \
+	  echo "bench: getting SimpleITK 2.5 and surface-distance for the comparison, once, into $(IMAGING_VENV)"; \
+	  $(PYTHON) -m venv $(IMAGING_VENV) && $(IMAGING_VENV)/bin/pip install --quiet $(IMAGING_PEERS) || \
+	    echo "bench: SimpleITK 2.5 or surface-distance CANNOT BE HAD (see above), so there is nothing to compare with"; \
+	fi
+	@peer=(--peer $(IMAGING_VENV)/bin/python); \
+	$(IMAGING_VENV)/bin/python -c 'import numpy' 2>/dev/null || peer=(); \
+	cargo bench --locked --quiet --profile dev --workspace --bench imaging -- "$${peer[@]}" $(BENCH)
 
 libtorch: ## libtorch 2.9.0 from LIBTORCH, the cache, or the network (the kit linked now, else CPU)
 	$(call provision,)

@@ -4,6 +4,8 @@ use ndarray::Array3;
 use ndarray_ndimage::label;
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::Bounds;
+
 /// Which voxels touch: by face (6), also by edge (18), also by corner (26).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
@@ -66,6 +68,12 @@ pub struct Lesion {
     pub max: [usize; 3],
 }
 
+impl Lesion {
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds { min: self.min, max: self.max }
+    }
+}
+
 /// All lesions of a mask.
 #[derive(Debug, Clone)]
 pub struct Lesions {
@@ -77,18 +85,26 @@ pub struct Lesions {
 
 /// Finds the lesions of a mask (voxels above 0). An empty mask has none.
 pub fn components(mask: &Array3<u8>, connectivity: Connectivity) -> Lesions {
-    let (labels, count) = label::<u32>(&mask.map(|v| *v > 0), &connectivity.structure());
-    let mut list = vec![Lesion { voxels: 0, min: [usize::MAX; 3], max: [0; 3] }; count];
+    let mut lesions = Lesions { labels: Array3::zeros(mask.dim()), list: Vec::new() };
+    let Some(bounds) = Bounds::of(mask.view()) else {
+        return lesions;
+    };
+    let inside = bounds.crop(mask, |v| *v > 0);
+    let (labels, count) = label::<u32>(&inside, &connectivity.structure());
+    let none = Lesion { voxels: 0, min: [usize::MAX; 3], max: [0; 3] };
+    lesions.list = vec![none; count];
     for ((i, j, k), n) in labels.indexed_iter() {
-        if let Some(lesion) = (*n as usize).checked_sub(1).and_then(|n| list.get_mut(n)) {
+        if let Some(lesion) = (*n as usize).checked_sub(1).and_then(|n| lesions.list.get_mut(n)) {
+            let at = [i + bounds.min[0], j + bounds.min[1], k + bounds.min[2]];
+            lesions.labels[at] = *n;
             lesion.voxels += 1;
-            for (axis, at) in [i, j, k].into_iter().enumerate() {
-                lesion.min[axis] = lesion.min[axis].min(at);
-                lesion.max[axis] = lesion.max[axis].max(at);
+            for axis in 0..3 {
+                lesion.min[axis] = lesion.min[axis].min(at[axis]);
+                lesion.max[axis] = lesion.max[axis].max(at[axis]);
             }
         }
     }
-    Lesions { labels, list }
+    lesions
 }
 
 #[cfg(test)]

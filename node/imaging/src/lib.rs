@@ -5,12 +5,14 @@
 //! [`phantom`] makes cohorts of synthetic heads. Nothing here knows a tensor or a socket.
 
 pub mod bias;
+mod bounds;
 pub mod cohort;
 pub mod dicom;
 pub mod distance;
 pub mod durable;
 pub mod lesion;
 pub mod metrics;
+mod nearest;
 pub mod nifti;
 pub mod phantom;
 pub mod prepared;

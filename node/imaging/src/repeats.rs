@@ -14,9 +14,13 @@ pub struct Summary {
     pub sd: Option<f64>,
 }
 
-/// Summarises repeats.
+/// Summarises repeats. Equal values have a deviation of exactly 0: the rounding of their sum must not
+/// pass for a spread that makes a t-test sure of itself.
 pub fn summary(values: &[f64]) -> Summary {
     let n = values.len();
+    if let Some(only) = values.first().filter(|only| values.iter().all(|v| v == *only)) {
+        return Summary { n, mean: Some(*only), sd: (n > 1).then_some(0.0) };
+    }
     let mean = (n > 0).then(|| values.iter().sum::<f64>() / n as f64);
     let sd = mean.filter(|_| n > 1).map(|mean| {
         let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
@@ -99,6 +103,9 @@ mod tests {
     fn too_little_for_a_test() {
         assert_eq!(student(&[1.0], &A), None);
         assert_eq!(welch(&[1.0, 1.0], &[1.0, 1.0]), None);
+        // 0.7 + 0.7 + 0.7 divided by 3 is not 0.7.
+        assert_eq!(student(&[0.7; 3], &[0.1; 3]), None);
+        assert_eq!(summary(&[0.7; 3]), Summary { n: 3, mean: Some(0.7), sd: Some(0.0) });
         assert_eq!(summary(&[]), Summary { n: 0, mean: None, sd: None });
     }
 }

@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 use nalgebra::Vector3;
 use ndarray::{Array3, ArrayView3};
 
-use crate::distance;
+use crate::bounds::Bounds;
+use crate::nearest::Nearest;
 
 type Triangle = [Vector3<f64>; 3];
 
@@ -35,11 +36,10 @@ impl Elements {
     }
 
     fn percentile(&self, percent: f64) -> Option<f64> {
-        let target = self.area() * percent / 100.0;
-        let mut sum = 0.0;
+        let (all, mut sum) = (self.area(), 0.0);
         for (distance, area) in self.distance_mm.iter().zip(&self.area_mm2) {
             sum += area;
-            if sum >= target && percent < 100.0 {
+            if sum / all >= percent / 100.0 && percent < 100.0 {
                 return Some(*distance);
             }
         }
@@ -67,20 +67,13 @@ impl SurfaceDistances {
         spacing_mm: [f64; 3],
     ) -> Self {
         let areas = areas_mm2(spacing_mm);
-        let borders = [border(reference, &areas), border(prediction, &areas)];
-        let elements = |own: usize| {
-            let mut field =
-                borders[1 - own].map(|area| (if *area > 0.0 { 0.0 } else { f64::INFINITY }, ()));
-            distance::transform(&mut field, spacing_mm);
-            let mut list: Vec<_> = (borders[own].iter().zip(&field))
-                .filter(|(area, _)| **area > 0.0)
-                .map(|(area, (square, ()))| (square.sqrt(), *area))
-                .collect();
-            list.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let (distance_mm, area_mm2) = list.into_iter().unzip();
-            Elements { distance_mm, area_mm2 }
-        };
-        Self { reference: elements(0), prediction: elements(1) }
+        let (reference, prediction) =
+            rayon::join(|| Border::of(reference, &areas), || Border::of(prediction, &areas));
+        let (reference, prediction) = rayon::join(
+            || reference.elements(&prediction, spacing_mm),
+            || prediction.elements(&reference, spacing_mm),
+        );
+        Self { reference, prediction }
     }
 
     /// Share of both surfaces that lies within the tolerance of the other.
@@ -106,20 +99,52 @@ impl SurfaceDistances {
     }
 }
 
-/// Area of the surface element at every corner of the voxel grid; one larger than the mask on each axis.
-fn border(mask: ArrayView3<u8>, areas: &[f64; 256]) -> Array3<f64> {
-    let (ni, nj, nk) = mask.dim();
-    let mut codes = Array3::<u8>::zeros((ni + 1, nj + 1, nk + 1));
-    for ((i, j, k), value) in mask.indexed_iter() {
-        if *value > 0 {
-            // The voxel is corner (1-di, 1-dj, 1-dk) of the eight cubes around it.
-            for n in 0..8 {
-                let [di, dj, dk] = corner(n);
-                codes[[i + 1 - di, j + 1 - dj, k + 1 - dk]] |= 1 << n;
+/// Surface elements of one mask: the corner of the voxel grid where each sits, and its area.
+#[derive(Default)]
+struct Border {
+    corners: Vec<[i32; 3]>,
+    area_mm2: Vec<f64>,
+}
+
+impl Border {
+    fn of(mask: ArrayView3<u8>, areas: &[f64; 256]) -> Self {
+        let mut border = Self::default();
+        let Some(bounds) = Bounds::of(mask) else {
+            return border;
+        };
+        let mask = bounds.view(mask);
+        let (ni, nj, nk) = mask.dim();
+        // Corner [i, j, k] is the least one of voxel [i, j, k].
+        let mut codes = Array3::<u8>::zeros((ni + 1, nj + 1, nk + 1));
+        for ((i, j, k), value) in mask.indexed_iter() {
+            if *value > 0 {
+                // The voxel is corner (1-di, 1-dj, 1-dk) of the eight cubes around it.
+                for n in 0..8 {
+                    let [di, dj, dk] = corner(n);
+                    codes[[i + 1 - di, j + 1 - dj, k + 1 - dk]] |= 1 << n;
+                }
             }
         }
+        let [a, b, c] = bounds.min;
+        for ((i, j), row) in ndarray::indices((ni + 1, nj + 1)).into_iter().zip(codes.rows()) {
+            for (k, code) in row.iter().enumerate().filter(|(_, code)| !matches!(code, 0 | 255)) {
+                border.corners.push([a + i, b + j, c + k].map(|x| x as i32));
+                border.area_mm2.push(areas[usize::from(*code)]);
+            }
+        }
+        border
     }
-    codes.map(|code| areas[usize::from(*code)])
+
+    /// With the distance of each to the other's nearest.
+    fn elements(&self, other: &Self, spacing_mm: [f64; 3]) -> Elements {
+        let squares =
+            Nearest::new(other.corners.clone(), spacing_mm).squares_mm2(&self.corners);
+        let mut list: Vec<_> =
+            squares.iter().map(|square| square.sqrt()).zip(self.area_mm2.iter().copied()).collect();
+        list.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        let (distance_mm, area_mm2) = list.into_iter().unzip();
+        Elements { distance_mm, area_mm2 }
+    }
 }
 
 fn corner(n: usize) -> [usize; 3] {

@@ -2,33 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use ndarray::{Array3, s};
+use ndarray::Array3;
+use rayon::prelude::*;
 
 use super::{CaseResult, LesionResult, Settings, WholeMask};
+use crate::bounds::Bounds;
 use crate::distance;
 use crate::lesion::{Lesion, Lesions, components};
 use crate::surface::SurfaceDistances;
-
-/// Inclusive box of voxel indices.
-#[derive(Clone, Copy)]
-struct Bounds {
-    min: [usize; 3],
-    max: [usize; 3],
-}
-
-impl Bounds {
-    fn around<'a>(lesions: impl IntoIterator<Item = &'a Lesion>) -> Option<Self> {
-        lesions.into_iter().map(|l| Self { min: l.min, max: l.max }).reduce(|a, b| Self {
-            min: [0, 1, 2].map(|n| a.min[n].min(b.min[n])),
-            max: [0, 1, 2].map(|n| a.max[n].max(b.max[n])),
-        })
-    }
-
-    fn crop<T: Copy, U>(&self, array: &Array3<T>, f: impl FnMut(&T) -> U) -> Array3<U> {
-        let ([a, b, c], [x, y, z]) = (self.min, self.max);
-        array.slice(s![a..=x, b..=y, c..=z]).map(f)
-    }
-}
 
 /// Dice of two masks of the same shape (above 0 is inside). Two empty masks: 1, and true.
 pub fn dice(reference: &Array3<u8>, prediction: &Array3<u8>) -> (f64, bool) {
@@ -37,6 +18,11 @@ pub fn dice(reference: &Array3<u8>, prediction: &Array3<u8>) -> (f64, bool) {
         both += usize::from(*r > 0 && *p > 0);
         sum += usize::from(*r > 0) + usize::from(*p > 0);
     }
+    dice_of(both, sum)
+}
+
+/// From the voxels in both and the sum of the voxels of each.
+fn dice_of(both: usize, sum: usize) -> (f64, bool) {
     if sum == 0 { (1.0, true) } else { (2.0 * both as f64 / sum as f64, false) }
 }
 
@@ -48,42 +34,60 @@ pub fn evaluate_case(
     spacing_mm: [f64; 3],
     settings: &Settings,
 ) -> CaseResult {
-    let lesions = components(reference, settings.connectivity);
-    let parts = components(prediction, settings.connectivity);
+    let (lesions, parts) = rayon::join(
+        || components(reference, settings.connectivity),
+        || components(prediction, settings.connectivity),
+    );
     // For every component the lesions it overlaps, and for every lesion its components.
     let mut of_part = vec![BTreeSet::new(); parts.list.len()];
     let mut of_lesion = vec![BTreeSet::new(); lesions.list.len()];
-    for (l, p) in lesions.labels.iter().zip(&parts.labels) {
-        if *l > 0 && *p > 0 {
-            of_part[*p as usize - 1].insert(*l);
-            of_lesion[*l as usize - 1].insert(*p);
+    let mut both = 0;
+    for ((part, of_part), p) in parts.list.iter().zip(&mut of_part).zip(1u32..) {
+        let bounds = part.bounds();
+        let own = bounds.view(parts.labels.view());
+        for (_, l) in (own.iter().zip(bounds.view(lesions.labels.view())))
+            .filter(|(own, l)| **own == p && **l > 0)
+        {
+            both += 1;
+            of_part.insert(*l);
+            of_lesion[*l as usize - 1].insert(p);
         }
     }
     let owners = divide(&lesions, &parts, &of_part, spacing_mm);
     let voxel_mm3: f64 = spacing_mm.iter().product();
-    let results: Vec<_> = (lesions.list.iter().zip(&of_lesion).zip(1u32..))
-        .map(|((lesion, touching), n)| {
-            let mut result = LesionResult {
-                volume_mm3: lesion.voxels as f64 * voxel_mm3,
-                detected: !touching.is_empty(),
-                dice: None,
-                surface_dice: None,
-                hd95_mm: None,
-                hd_mm: None,
-            };
-            let near = touching.iter().map(|p| &parts.list[*p as usize - 1]);
-            if let (true, Some(bounds)) = (result.detected, Bounds::around(near.chain([lesion]))) {
-                let own = bounds.crop(&lesions.labels, |l| u8::from(*l == n));
-                let part = bounds.crop(&owners, |owner| u8::from(*owner == n));
-                let surfaces = SurfaceDistances::new(own.view(), part.view(), spacing_mm);
-                result.dice = Some(dice(&own, &part).0);
-                result.surface_dice = surfaces.dice_at(settings.tolerance_mm);
-                result.hd95_mm = surfaces.hausdorff_mm(95.0);
-                result.hd_mm = surfaces.hausdorff_mm(100.0);
-            }
-            result
-        })
-        .collect();
+    let judge = |n: usize, lesion: &Lesion| {
+        let mut result = LesionResult {
+            volume_mm3: lesion.voxels as f64 * voxel_mm3,
+            detected: !of_lesion[n].is_empty(),
+            dice: None,
+            surface_dice: None,
+            hd95_mm: None,
+            hd_mm: None,
+        };
+        let near = of_lesion[n].iter().map(|p| parts.list[*p as usize - 1].bounds());
+        if let (true, Some(bounds)) =
+            (result.detected, Bounds::around(near.chain([lesion.bounds()])))
+        {
+            let own = bounds.crop(&lesions.labels, |l| u8::from(*l as usize == n + 1));
+            let part = bounds.crop(&owners, |owner| u8::from(*owner as usize == n + 1));
+            let surfaces = SurfaceDistances::new(own.view(), part.view(), spacing_mm);
+            result.dice = Some(dice(&own, &part).0);
+            result.surface_dice = surfaces.dice_at(settings.tolerance_mm);
+            result.hd95_mm = surfaces.hausdorff_mm(95.0);
+            result.hd_mm = surfaces.hausdorff_mm(100.0);
+        }
+        result
+    };
+    let (whole_mask, results) = rayon::join(
+        || {
+            let voxels = |l: &Lesions| l.list.iter().map(|l| l.voxels).sum::<usize>();
+            let dice = dice_of(both, voxels(&lesions) + voxels(&parts));
+            whole_mask(dice, reference, prediction, spacing_mm, settings)
+        },
+        || -> Vec<_> {
+            lesions.list.par_iter().enumerate().map(|(n, lesion)| judge(n, lesion)).collect()
+        },
+    );
     let detected = results.iter().filter(|l| l.detected).count();
     CaseResult {
         id: id.to_owned(),
@@ -92,7 +96,7 @@ pub fn evaluate_case(
         detected,
         missed: results.len() - detected,
         false_positives: of_part.iter().filter(|lesions| lesions.is_empty()).count(),
-        whole_mask: whole_mask(reference, prediction, &lesions, &parts, spacing_mm, settings),
+        whole_mask,
         lesions: results,
     }
 }
@@ -104,46 +108,43 @@ fn divide(
     of_part: &[BTreeSet<u32>],
     spacing_mm: [f64; 3],
 ) -> Array3<u32> {
-    let mut owners = parts.labels.map(|p| {
-        let of = (*p as usize).checked_sub(1).map(|p| &of_part[p]);
-        of.and_then(|lesions| lesions.first()).copied().unwrap_or(0)
-    });
-    for (n, shared) in of_part.iter().enumerate().filter(|(_, lesions)| lesions.len() > 1) {
-        let among = shared.iter().map(|l| &lesions.list[*l as usize - 1]);
-        let Some(bounds) = Bounds::around(among.chain([&parts.list[n]])) else {
+    let mut owners = Array3::zeros(parts.labels.dim());
+    for ((part, of), p) in parts.list.iter().zip(of_part).zip(1u32..) {
+        let Some(only) = of.first() else {
             continue;
         };
-        let seeds = bounds.crop(&lesions.labels, |l| if shared.contains(l) { *l } else { 0 });
-        let nearest = distance::nearest_label(&seeds, spacing_mm);
-        let [a, b, c] = bounds.min;
-        for ((i, j, k), owner) in nearest.indexed_iter() {
+        let nearest = (of.len() > 1).then(|| {
+            let among = of.iter().map(|l| lesions.list[*l as usize - 1].bounds());
+            let bounds = Bounds::around(among.chain([part.bounds()])).unwrap_or(part.bounds());
+            let seeds = bounds.crop(&lesions.labels, |l| if of.contains(l) { *l } else { 0 });
+            (bounds.min, distance::nearest_label(&seeds, spacing_mm))
+        });
+        let [a, b, c] = part.min;
+        for ((i, j, k), _) in (part.bounds().view(parts.labels.view()).indexed_iter())
+            .filter(|(_, label)| **label == p)
+        {
             let at = [a + i, b + j, c + k];
-            if parts.labels[at] as usize == n + 1 {
-                owners[at] = *owner;
-            }
+            owners[at] = nearest.as_ref().map_or(*only, |([a, b, c], nearest)| {
+                nearest[[at[0] - a, at[1] - b, at[2] - c]]
+            });
         }
     }
     owners
 }
 
 fn whole_mask(
+    (dice, both_empty): (f64, bool),
     reference: &Array3<u8>,
     prediction: &Array3<u8>,
-    lesions: &Lesions,
-    parts: &Lesions,
     spacing_mm: [f64; 3],
     settings: &Settings,
 ) -> WholeMask {
-    let (dice, both_empty) = dice(reference, prediction);
-    let surfaces = Bounds::around(lesions.list.iter().chain(&parts.list)).map(|bounds| {
-        let (r, p) = (bounds.crop(reference, |v| *v), bounds.crop(prediction, |v| *v));
-        SurfaceDistances::new(r.view(), p.view(), spacing_mm)
-    });
+    let surfaces = SurfaceDistances::new(reference.view(), prediction.view(), spacing_mm);
     WholeMask {
         dice,
-        surface_dice: surfaces.as_ref().and_then(|s| s.dice_at(settings.tolerance_mm)),
-        hd95_mm: surfaces.as_ref().and_then(|s| s.hausdorff_mm(95.0)),
-        hd_mm: surfaces.as_ref().and_then(|s| s.hausdorff_mm(100.0)),
+        surface_dice: surfaces.dice_at(settings.tolerance_mm),
+        hd95_mm: surfaces.hausdorff_mm(95.0),
+        hd_mm: surfaces.hausdorff_mm(100.0),
         both_empty,
     }
 }
