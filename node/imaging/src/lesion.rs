@@ -93,14 +93,16 @@ pub fn components(mask: &Array3<u8>, connectivity: Connectivity) -> Lesions {
     let (labels, count) = label::<u32>(&inside, &connectivity.structure());
     let none = Lesion { voxels: 0, min: [usize::MAX; 3], max: [0; 3] };
     lesions.list = vec![none; count];
-    for ((i, j, k), n) in labels.indexed_iter() {
-        if let Some(lesion) = (*n as usize).checked_sub(1).and_then(|n| lesions.list.get_mut(n)) {
+    let lines = ndarray::indices((labels.dim().0, labels.dim().1)).into_iter().zip(labels.rows());
+    for ((i, j), line) in lines {
+        for (k, n) in line.iter().enumerate().filter(|(_, n)| **n > 0) {
             let at = [i + bounds.min[0], j + bounds.min[1], k + bounds.min[2]];
             lesions.labels[at] = *n;
+            let lesion = &mut lesions.list[*n as usize - 1];
             lesion.voxels += 1;
-            for axis in 0..3 {
-                lesion.min[axis] = lesion.min[axis].min(at[axis]);
-                lesion.max[axis] = lesion.max[axis].max(at[axis]);
+            for (axis, at) in at.into_iter().enumerate() {
+                lesion.min[axis] = lesion.min[axis].min(at);
+                lesion.max[axis] = lesion.max[axis].max(at);
             }
         }
     }

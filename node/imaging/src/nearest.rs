@@ -97,11 +97,11 @@ impl Nearest {
 
     /// From a point to a box. Rounding is monotonic, so no point of a box is nearer than the box.
     fn apart_mm2(&self, p: [i32; 3], min: [i32; 3], max: [i32; 3]) -> f64 {
-        let [x, y, z] = [0, 1, 2].map(|a| {
+        let square = |a: usize| {
             let d = f64::from((min[a] - p[a]).max(p[a] - max[a]).max(0)) * self.spacing_mm[a];
             d * d
-        });
-        x + y + z
+        };
+        square(0) + square(1) + square(2)
     }
 }
 

@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 
 use nalgebra::Vector3;
-use ndarray::{Array3, ArrayView3};
+use ndarray::{Array3, ArrayView3, s};
 
 use crate::bounds::Bounds;
 use crate::nearest::Nearest;
@@ -23,18 +23,16 @@ struct Elements {
 
 impl Elements {
     fn area(&self) -> f64 {
-        self.area_mm2.iter().sum()
+        pairwise_sum(&self.area_mm2)
     }
 
     fn area_within(&self, tolerance_mm: f64) -> f64 {
-        self.distance_mm
-            .iter()
-            .zip(&self.area_mm2)
-            .filter(|(d, _)| **d <= tolerance_mm)
-            .map(|(_, a)| a)
-            .sum()
+        let near = self.distance_mm.partition_point(|d| *d <= tolerance_mm);
+        pairwise_sum(&self.area_mm2[..near])
     }
 
+    /// Flat masks have elements of one size, so that a percentile may fall exactly between two of
+    /// them. Which one it is then hangs on rounding; adding up in the tool's order gives the tool's.
     fn percentile(&self, percent: f64) -> Option<f64> {
         let (all, mut sum) = (self.area(), 0.0);
         for (distance, area) in self.distance_mm.iter().zip(&self.area_mm2) {
@@ -114,22 +112,30 @@ impl Border {
         };
         let mask = bounds.view(mask);
         let (ni, nj, nk) = mask.dim();
-        // Corner [i, j, k] is the least one of voxel [i, j, k].
-        let mut codes = Array3::<u8>::zeros((ni + 1, nj + 1, nk + 1));
-        for ((i, j, k), value) in mask.indexed_iter() {
-            if *value > 0 {
-                // The voxel is corner (1-di, 1-dj, 1-dk) of the eight cubes around it.
-                for n in 0..8 {
-                    let [di, dj, dk] = corner(n);
-                    codes[[i + 1 - di, j + 1 - dj, k + 1 - dk]] |= 1 << n;
-                }
-            }
+        let mut inside = Array3::<u8>::zeros((ni + 2, nj + 2, nk + 2));
+        let mut middle = inside.slice_mut(s![1..=ni, 1..=nj, 1..=nk]);
+        for (mut inside, line) in middle.rows_mut().into_iter().zip(mask.rows()) {
+            inside.zip_mut_with(&line, |inside, v| *inside = u8::from(*v > 0));
         }
-        let [a, b, c] = bounds.min;
-        for ((i, j), row) in ndarray::indices((ni + 1, nj + 1)).into_iter().zip(codes.rows()) {
-            for (k, code) in row.iter().enumerate().filter(|(_, code)| !matches!(code, 0 | 255)) {
-                border.corners.push([a + i, b + j, c + k].map(|x| x as i32));
-                border.area_mm2.push(areas[usize::from(*code)]);
+        let lines = inside.as_slice().unwrap_or_default();
+        let line = |i: usize, j: usize| &lines[(i * (nj + 2) + j) * (nk + 2)..][..nk + 2];
+        // Corner [i, j, k] lies before voxel [i, j, k] of the mask, which is the one behind it in
+        // `inside`; bit n of its code is the voxel at [n & 1, n >> 1 & 1, n >> 2] from there.
+        let mut codes = vec![0u8; nk + 1];
+        for i in 0..=ni {
+            for j in 0..=nj {
+                codes.fill(0);
+                for n in 0..4 {
+                    let line = line(i + (n & 1), j + (n >> 1));
+                    for (code, (low, high)) in codes.iter_mut().zip(line.iter().zip(&line[1..])) {
+                        *code |= low << n | high << (n + 4);
+                    }
+                }
+                for (k, code) in codes.iter().enumerate().filter(|(_, c)| !matches!(c, 0 | 255)) {
+                    let [a, b, c] = bounds.min;
+                    border.corners.push([(a + i) as i32, (b + j) as i32, (c + k) as i32]);
+                    border.area_mm2.push(areas[usize::from(*code)]);
+                }
             }
         }
         border
@@ -137,8 +143,7 @@ impl Border {
 
     /// With the distance of each to the other's nearest.
     fn elements(&self, other: &Self, spacing_mm: [f64; 3]) -> Elements {
-        let squares =
-            Nearest::new(other.corners.clone(), spacing_mm).squares_mm2(&self.corners);
+        let squares = Nearest::new(other.corners.clone(), spacing_mm).squares_mm2(&self.corners);
         let mut list: Vec<_> =
             squares.iter().map(|square| square.sqrt()).zip(self.area_mm2.iter().copied()).collect();
         list.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
@@ -147,23 +152,42 @@ impl Border {
     }
 }
 
-fn corner(n: usize) -> [usize; 3] {
-    [n & 1, n >> 1 & 1, n >> 2 & 1]
+/// The sum of numpy: pairs of halves down to 128 values, which eight sums take in turns.
+fn pairwise_sum(values: &[f64]) -> f64 {
+    let n = values.len();
+    if n > 128 {
+        let half = n / 2 - n / 2 % 8;
+        return pairwise_sum(&values[..half]) + pairwise_sum(&values[half..]);
+    }
+    let (eights, rest) = values.as_chunks::<8>();
+    let Some((first, others)) = eights.split_first() else {
+        return rest.iter().fold(0.0, |sum, v| sum + v);
+    };
+    let mut r = *first;
+    for eight in others {
+        r.iter_mut().zip(eight).for_each(|(r, v)| *r += v);
+    }
+    let sum = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+    rest.iter().fold(sum, |sum, v| sum + v)
 }
 
-fn areas_mm2(spacing_mm: [f64; 3]) -> [f64; 256] {
-    static TRIANGLES: OnceLock<Vec<Vec<Triangle>>> = OnceLock::new();
-    let table = TRIANGLES.get_or_init(|| (0..=255).map(triangles).collect());
-    let scale = Vector3::from(spacing_mm);
+fn areas_mm2([x, y, z]: [f64; 3]) -> [f64; 256] {
+    static NORMALS: OnceLock<Vec<Vec<Vector3<f64>>>> = OnceLock::new();
+    let table = NORMALS
+        .get_or_init(|| (0..=255).map(|c| triangles(c).iter().map(normal).collect()).collect());
     let mut areas = [0.0; 256];
-    for (area, triangles) in areas.iter_mut().zip(table) {
-        *area = triangles.iter().map(|t| area_of(&t.map(|p| p.component_mul(&scale)))).sum();
+    for (area, normals) in areas.iter_mut().zip(table) {
+        *area = normals
+            .iter()
+            .map(|n| Vector3::new(n.x * y * z, n.y * x * z, n.z * x * y).norm())
+            .sum();
     }
     areas
 }
 
-fn area_of([a, b, c]: &Triangle) -> f64 {
-    (b - a).cross(&(c - a)).norm() / 2.0
+/// Perpendicular to a triangle, as long as its area.
+fn normal([a, b, c]: &Triangle) -> Vector3<f64> {
+    (b - a).cross(&(c - a)) / 2.0
 }
 
 /// Marching-cubes surface of a unit cube whose corners are inside where `code` has a bit.
@@ -222,7 +246,7 @@ fn largest_triangulation(points: &[Vector3<f64>]) -> (f64, Vec<Triangle>) {
         let triangle = [*first, *apex, *last];
         let (left, right) =
             (largest_triangulation(&points[..n + 2]), largest_triangulation(&points[n + 1..]));
-        let area = left.0 + right.0 + area_of(&triangle);
+        let area = left.0 + right.0 + normal(&triangle).norm();
         if area > best.0 {
             best = (area, [left.1, right.1, vec![triangle]].concat());
         }

@@ -82,7 +82,11 @@ fn compare_case(folder: &Path, case: &Value, tensors: &SafeTensors<'_>) {
             ("missed", ours.missed),
             ("false_positive", ours.false_positives),
         ] {
-            assert_eq!(theirs[key].as_u64(), Some(count as u64), "{at}, connectivity {name}: {key}");
+            assert_eq!(
+                theirs[key].as_u64(),
+                Some(count as u64),
+                "{at}, connectivity {name}: {key}"
+            );
         }
         let whole = ours.whole_mask;
         // What the tool leaves undefined is 1 here, and flagged.
@@ -132,7 +136,8 @@ fn metrics_equal_the_golden_numbers() {
 #[test]
 fn metrics_equal_what_the_public_tool_says_of_many_masks() {
     let seed = 1;
-    if let Some(folder) = peer_figures::made("metrics", &["numpy", "scipy", "surface_distance"], seed)
+    if let Some(folder) =
+        peer_figures::made("metrics", &["numpy", "scipy", "surface_distance"], seed)
     {
         assert_eq!(compare(folder.path()), 98, "seed {seed}");
     }

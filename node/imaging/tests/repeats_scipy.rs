@@ -19,7 +19,10 @@ struct Case {
 
 /// Probabilities of 1e-100 count as well, so the error is relative.
 fn close(what: &str, ours: f64, theirs: f64, relative: f64) {
-    assert!((ours - theirs).abs() <= relative * theirs.abs() + 1e-300, "{what}: {ours}, not {theirs}");
+    assert!(
+        (ours - theirs).abs() <= relative * theirs.abs() + 1e-300,
+        "{what}: {ours}, not {theirs}"
+    );
 }
 
 #[test]

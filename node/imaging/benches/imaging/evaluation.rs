@@ -49,7 +49,11 @@ pub(crate) fn run(
             || {
                 let (took, result) = timed(|| match what {
                     "case" => as_peer(&evaluate_case(
-                        "pair", &reference, &prediction, SPACING_MM, &settings,
+                        "pair",
+                        &reference,
+                        &prediction,
+                        SPACING_MM,
+                        &settings,
                     )),
                     _ => whole(&reference, &prediction, settings.tolerance_mm),
                 });

@@ -67,9 +67,8 @@ impl Turns {
     /// The object that is printed, and the line above it. `bound` is what the ratio shall not exceed.
     pub(crate) fn report(&self, bench: &str, peer: Option<&str>, bound: Option<f64>) -> Value {
         let ms = |side: &[Took]| median(side.iter().map(|t| t.ms));
-        let cpu = |side: &[Took]| {
-            median(side.iter().map(|t| t.cpu_ms).collect::<Option<Vec<_>>>()?)
-        };
+        let cpu =
+            |side: &[Took]| median(side.iter().map(|t| t.cpu_ms).collect::<Option<Vec<_>>>()?);
         let mut report = json!({
             "schema": "rondo.bench-imaging/1", "bench": bench,
             "threads": rayon::current_num_threads(), "repeats": self.ours.len(),
@@ -94,6 +93,7 @@ impl Turns {
 fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
-    let (low, high) = (values.get(values.len().wrapping_sub(1) / 2)?, values.get(values.len() / 2)?);
+    let (low, high) =
+        (values.get(values.len().wrapping_sub(1) / 2)?, values.get(values.len() / 2)?);
     Some((low + high) / 2.0)
 }

@@ -163,7 +163,8 @@ def repeats(rng, folder):
         if n % 10 == 5:
             b = a + rng.normal(0, 1e-3)  # the same spread
         case = {"a": a.tolist(), "b": b.tolist(), "mean": float(a.mean())}
-        case["sd"] = float(a.std(ddof=1)) if len(a) > 1 else None
+        # The deviation of equal values is 0, and what numpy makes of their sum is rounding.
+        case["sd"] = float(a.std(ddof=1) if np.ptp(a) > 0 else 0) if len(a) > 1 else None
         for name, equal in [("student", True), ("welch", False)]:
             test = stats.ttest_ind(a, b, equal_var=equal)
             defined = min(len(a), len(b)) > 1 and (np.ptp(a) > 0 or np.ptp(b) > 0)
