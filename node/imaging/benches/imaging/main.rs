@@ -5,9 +5,13 @@
 //! [--repeats N] [--dicom FOLDER] [--head FILE] [--json]`
 #![allow(clippy::print_stdout)]
 
+mod conversion;
+mod correction;
 mod evaluation;
+mod head;
 mod pair;
 mod peer;
+mod series;
 mod turns;
 
 use std::path::PathBuf;
@@ -17,7 +21,7 @@ use serde_json::Value;
 
 use peer::Peer;
 
-const ALL: [&str; 1] = ["evaluate"];
+const ALL: [&str; 3] = ["n4", "evaluate", "dicom"];
 
 #[derive(Default)]
 struct Args {
@@ -62,22 +66,23 @@ fn run() -> Result<(), String> {
     };
     let folder = std::env::temp_dir().join(format!("rondo-bench-imaging-{}", std::process::id()));
     std::fs::create_dir_all(&folder).map_err(|e| format!("making {}: {e}", folder.display()))?;
-    let mut failed = None;
-    for what in &args.what {
+    let outcome = args.what.iter().try_for_each(|what| {
+        let repeats = |usual| args.repeats.unwrap_or(usual);
+        let head = || args.head.as_deref().map_or_else(head::made, head::given);
+        let peer = peer.as_mut();
         let reports = match what.as_str() {
-            "evaluate" => evaluation::run(args.repeats.unwrap_or(7), peer.as_mut(), &folder),
-            _ => Ok(Vec::new()),
+            "n4" => head().and_then(|h| correction::run(repeats(5), peer, &folder, &h)),
+            "evaluate" => evaluation::run(repeats(7), peer, &folder),
+            _ => {
+                let series = args.dicom.as_deref();
+                conversion::run(repeats(5), peer, &folder, series, || Ok(head()?.image))
+            }
         };
-        match reports {
-            Ok(reports) => reports.iter().for_each(|r| print(r, args.json)),
-            Err(e) => failed = Some(format!("{what}: {e}")),
-        }
-        if failed.is_some() {
-            break;
-        }
-    }
+        reports.map_err(|e| format!("{what}: {e}"))?.iter().for_each(|r| print(r, args.json));
+        Ok(())
+    });
     let _ = std::fs::remove_dir_all(&folder);
-    failed.map_or(Ok(()), Err)
+    outcome
 }
 
 fn print(report: &Value, json: bool) {

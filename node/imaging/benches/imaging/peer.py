@@ -9,7 +9,7 @@ answer per line: `{"ms": 931.2, "cpu_ms": 1850.0, "peak_rss_mib": 900, "result":
     {"do": "dicom", "folder": FOLDER, "output": FILE}
     {"do": "n4", "image": FILE, "mask": FILE, "settings": {...}, "output": FILE}
 
-Reading the masks and the input of N4 is not timed; reading and writing of `dicom` is.
+Reading the masks, and the input and output of N4, is not timed; reading and writing of `dicom` is.
 """
 
 import json
@@ -123,13 +123,29 @@ def case(reference, prediction, spacing, tolerance):
     }
 
 
+def corrected(image, mask, settings):
+    """N4 on a thinned image, and its logarithmic field on the whole grid."""
+    thin = [settings["shrink"]] * 3
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations(settings["iterations"])
+    n4.SetConvergenceThreshold(settings["convergence"])
+    n4.SetBiasFieldFullWidthAtHalfMaximum(settings["fwhm"])
+    n4.SetWienerFilterNoise(settings["wiener_noise"])
+    n4.SetNumberOfHistogramBins(settings["histogram_bins"])
+    n4.SetNumberOfControlPoints(settings["control_points"])
+    n4.SetSplineOrder(settings["spline_order"])
+    n4.Execute(sitk.Shrink(image, thin), sitk.Shrink(mask, thin))
+    return n4.GetLogBiasFieldAsImage(image)
+
+
 def prepare(request):
-    """Reads what is not timed and returns the work that is."""
+    """Reads what is not timed; returns the work that is, and what becomes of its result."""
     what = request["do"]
     if what in ("whole", "case"):
         work = {"whole": figures, "case": case}[what]
         masks = [mask(request[name], request["shape"]) for name in ("reference", "prediction")]
-        return lambda: work(*masks, request["spacing_mm"], request["tolerance_mm"])
+        arguments = *masks, request["spacing_mm"], request["tolerance_mm"]
+        return (lambda: work(*arguments)), (lambda result: result)
     if what == "dicom":
 
         def convert():
@@ -137,7 +153,12 @@ def prepare(request):
             reader.SetFileNames(reader.GetGDCMSeriesFileNames(request["folder"]))
             sitk.WriteImage(reader.Execute(), request["output"])
 
-        return convert
+        return convert, (lambda nothing: None)
+    if what == "n4":
+        image = volume(request["image"], sitk.sitkFloat32)
+        mask = volume(request["mask"], sitk.sitkUInt8)
+        write = lambda field: sitk.WriteImage(field, request["output"])
+        return (lambda: corrected(image, mask, request["settings"])), write
     raise ValueError(f"this peer cannot do {what}")
 
 
@@ -149,15 +170,15 @@ try:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     answer(have=have)
     for line in sys.stdin:
-        work = prepare(json.loads(line))
+        work, finish = prepare(json.loads(line))
         begun, cpu = time.perf_counter(), time.process_time()
         result = work()
-        answer(
-            ms=(time.perf_counter() - begun) * 1e3,
-            cpu_ms=(time.process_time() - cpu) * 1e3,
-            peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            result=result,
-        )
+        took = {
+            "ms": (time.perf_counter() - begun) * 1e3,
+            "cpu_ms": (time.process_time() - cpu) * 1e3,
+            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
+        answer(**took, result=finish(result))
 except Exception as error:
     answer(error=f"{type(error).__name__}: {error}"[:2000])
     sys.exit(1)

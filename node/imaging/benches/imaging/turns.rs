@@ -1,5 +1,6 @@
 //! Two sides that work alternately, and what their times say.
 
+use std::io::Write;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -31,11 +32,17 @@ fn cpu_ms() -> Option<f64> {
     Some(ns / 1e6)
 }
 
-/// Most memory this process had so far.
-pub(crate) fn peak_rss_mib() -> Option<u64> {
+/// Most memory this process had since [`forget_peak`].
+fn peak_rss_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
+}
+
+/// Linux counts the peak anew after this; elsewhere it is that of the whole run.
+fn forget_peak() {
+    let file = std::fs::File::options().write(true).open("/proc/self/clear_refs");
+    let _ = file.and_then(|mut file| file.write_all(b"5"));
 }
 
 /// Times of both sides, in the order they were taken.
@@ -53,6 +60,7 @@ impl Turns {
         mut theirs: Option<impl FnMut() -> Result<Took, String>>,
     ) -> Result<Self, String> {
         let mut turns = Self::default();
+        forget_peak();
         for n in 0..=repeats {
             let took = ours()?;
             let other = theirs.as_mut().map(|t| t()).transpose()?;

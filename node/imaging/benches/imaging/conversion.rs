@@ -1,0 +1,82 @@
+//! A folder of DICOM slices to NIfTI, against SimpleITK.
+
+use std::path::Path;
+
+use rondo_imaging::dicom::{SeriesChoice, read_series};
+use rondo_imaging::nifti;
+use rondo_imaging::volume::Volume;
+use serde_json::{Value, json};
+
+use crate::peer::Peer;
+use crate::series;
+use crate::turns::{Turns, timed};
+
+const PACKAGE: &str = "SimpleITK";
+/// What our time may be of the peer's.
+const BOUND: f64 = 1.0;
+
+/// Two reports: to `.nii` and to `.nii.gz`. Without a folder of slices, `head` makes one.
+pub(crate) fn run(
+    repeats: usize,
+    mut peer: Option<&mut Peer>,
+    work: &Path,
+    given: Option<&Path>,
+    head: impl FnOnce() -> Result<Volume<f32>, String>,
+) -> Result<Vec<Value>, String> {
+    let made = work.join("series");
+    let folder = match given {
+        Some(folder) => folder,
+        None => {
+            let head = head()?;
+            series::write(&made, head.data(), head.geometry().spacing_mm())?;
+            &made
+        }
+    };
+    let mut reports = Vec::new();
+    for (bench, name) in [("dicom-to-nii", "volume.nii"), ("dicom-to-nii-gz", "volume.nii.gz")] {
+        let (ours, theirs) =
+            (work.join(format!("ours-{name}")), work.join(format!("theirs-{name}")));
+        let package = peer.as_ref().and_then(|p| p.name(PACKAGE));
+        let request = json!({ "do": "dicom", "folder": folder, "output": theirs });
+        let mut slices = 0;
+        let turns = Turns::take(
+            repeats,
+            || {
+                let (took, result) = timed(|| {
+                    let (series, volume) =
+                        read_series(folder, &SeriesChoice::Only).map_err(|e| e.to_string())?;
+                    nifti::write(&ours, &volume).map_err(|e| e.to_string())?;
+                    Ok::<_, String>(series.slices.len())
+                });
+                slices = result?;
+                Ok(took)
+            },
+            peer.as_mut().filter(|_| package.is_some()).map(|peer| || Ok(peer.ask(&request)?.0)),
+        )?;
+        if package.is_some() {
+            same(&ours, &theirs)?;
+        }
+        let mut report = turns.report(bench, package.as_deref(), Some(BOUND));
+        report["slices"] = json!(slices);
+        report["synthetic"] = json!(given.is_none());
+        let size = |path: &Path| std::fs::metadata(path).ok().map(|m| m.len());
+        report["bytes_written"] = json!(size(&ours));
+        report["peer_bytes_written"] = json!(size(&theirs));
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+/// Both files hold the same values at the same places.
+fn same(ours: &Path, theirs: &Path) -> Result<(), String> {
+    let read = |path: &Path| nifti::read_image(path).map(|i| i.volume).map_err(|e| e.to_string());
+    let (a, b) = (read(ours)?, read(theirs)?);
+    if let Some(difference) = a.geometry().difference(b.geometry()) {
+        return Err(format!("the peer's grid differs from ours: {difference}"));
+    }
+    let unlike = a.data().iter().zip(b.data()).filter(|(a, b)| a != b).count();
+    if unlike > 0 {
+        return Err(format!("{unlike} voxels differ from the peer's"));
+    }
+    Ok(())
+}
