@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build bench bench-learning bench-imaging clean-demo libtorch libtorch-cpu libtorch-cuda fmt clippy doc deny advisories unused provision-test
+.PHONY: help demo test check build bench bench-learning bench-imaging clean-demo libtorch libtorch-cpu libtorch-cuda fmt clippy doc deny advisories unused provision-test fuzz
 
 # Cargo has every core already, and what is timed must be alone.
 .NOTPARALLEL:
@@ -17,6 +17,9 @@ IMAGING_PEERS := 'SimpleITK==2.5.*' surface-distance==0.1 'scipy>=1.13,<2' numpy
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rondo/tools
 DENY := $(TOOLS)/cargo-deny-0.20.2/bin/cargo-deny
 MACHETE := $(TOOLS)/cargo-machete-0.9.2/bin/cargo-machete
+FUZZ := $(TOOLS)/cargo-fuzz-0.13.2/bin/cargo-fuzz
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= nifti cohort_toml dicom rtstruct segmentation
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +94,20 @@ bench-imaging: ## Only its part about images: N4, evaluation, DICOM, preprocessi
 	$(IMAGING_VENV)/bin/python -c 'import numpy' 2>/dev/null || peer=(); \
 	cargo bench --locked --quiet --profile dev --workspace --bench imaging -- "$${peer[@]}" $(BENCH)
 
+# Bounds: node/imaging/fuzz/README.md. The folder of the sources has a compiler of its own in
+# rust-toolchain.toml, so the nightly one is named.
+fuzz: $(FUZZ) ## Readers of images against damaged files: FUZZ_SECONDS=600 for each of FUZZ_TARGETS (needs Rust nightly)
+	@rustc +nightly --version >/dev/null 2>&1 || { echo "fuzz: needs a nightly compiler: rustup toolchain install nightly"; exit 1; }
+	@cd node/imaging/fuzz && export PATH="$(dir $(FUZZ)):$$PATH" && \
+	cargo +nightly fuzz build --fuzz-dir . && \
+	target/*/release/seeds corpus && \
+	for target in $(FUZZ_TARGETS); do \
+	  words=(); [ ! -f "$$target.dict" ] || words=(-dict="$$target.dict"); \
+	  echo "fuzz: $$target for $(FUZZ_SECONDS) s"; \
+	  cargo +nightly fuzz run --fuzz-dir . "$$target" -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 \
+	    -rss_limit_mb=1024 -malloc_limit_mb=512 -timeout=10 -print_final_stats=1 "$${words[@]}"; \
+	done
+
 libtorch: ## libtorch 2.9.0 from LIBTORCH, the cache, or the network (the kit linked now, else CPU)
 	$(call provision,)
 
@@ -110,6 +127,6 @@ define provision
 endef
 
 # Tools of `make check`, each built once in the user's cache. Debug builds: they take a third of the time.
-$(TOOLS)/%/bin/cargo-deny $(TOOLS)/%/bin/cargo-machete:
+$(TOOLS)/%/bin/cargo-deny $(TOOLS)/%/bin/cargo-machete $(TOOLS)/%/bin/cargo-fuzz:
 	@echo "building $* once into $(TOOLS), which takes some minutes"
 	tool='$*'; env -u CARGO_TARGET_DIR cargo install --quiet --locked --debug --root $(TOOLS)/$* "$${tool%-*}@$${tool##*-}"

@@ -12,6 +12,8 @@ use crate::{OnProgress, Progress, nifti, preprocess};
 
 /// Lesions up to this size count as small (paper, Table 1).
 pub const SMALL_CM3: f64 = 0.1;
+/// Affines are stored as 32-bit floats: 100 voxels of 1 mm³ are 0.1 cm³ within this share.
+const ROUNDING: f64 = 1e-5;
 
 /// One column of the table. A figure without data is `None`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -34,7 +36,8 @@ pub struct SplitStats {
     pub share_up_to_0_1_cm3: Option<f64>,
     /// Least and greatest spacing within the slices.
     pub in_plane_mm: Option<[f64; 2]>,
-    /// Least and greatest spacing between slices: along the axis with the widest spacing.
+    /// Least and greatest spacing between slices. The axis across the slices is the one whose spacing
+    /// stands apart from the other two; in doubt, the one with the widest spacing.
     pub through_plane_mm: Option<[f64; 2]>,
 }
 
@@ -93,14 +96,21 @@ fn measure<'a>(cohort: &Cohort, case: &'a Case) -> Result<Measured<'a>, preproce
     let label = preprocess::read_label(&case.label, &geometry, &cohort.label)?;
     let cm3 = geometry.voxel_mm3() / 1000.0;
     let lesions = components(&label, Connectivity::TwentySix);
-    let mut spacing = geometry.spacing_mm();
-    spacing.sort_by(f64::total_cmp);
+    let (in_plane_mm, through_plane_mm) = planes(geometry.spacing_mm());
     Ok(Measured {
         case,
         sizes_cm3: lesions.list.iter().map(|l| l.voxels as f64 * cm3).collect(),
-        in_plane_mm: [spacing[0], spacing[1]],
-        through_plane_mm: spacing[2],
+        in_plane_mm,
+        through_plane_mm,
     })
+}
+
+/// Spacing within the slices, and between them.
+fn planes(mut spacing_mm: [f64; 3]) -> ([f64; 2], f64) {
+    spacing_mm.sort_by(f64::total_cmp);
+    let [a, b, c] = spacing_mm;
+    // Slices may also lie closer than their pixels; rounding in a header decides nothing.
+    if b - a > c - b + 1e-3 * c { ([b, c], a) } else { ([a, b], c) }
 }
 
 fn summarise(split: Option<Split>, all: &[Measured]) -> SplitStats {
@@ -121,10 +131,23 @@ fn summarise(split: Option<Split>, all: &[Measured]) -> SplitStats {
         median_cm3: (!sizes.is_empty())
             .then(|| (sizes[(sizes.len() - 1) / 2] + sizes[sizes.len() / 2]) / 2.0),
         share_up_to_0_1_cm3: share(
-            sizes.iter().filter(|s| **s <= SMALL_CM3).count() as f64,
+            sizes.iter().filter(|s| **s <= SMALL_CM3 * (1.0 + ROUNDING)).count() as f64,
             sizes.len(),
         ),
         in_plane_mm: range(&mut chosen.iter().flat_map(|m| m.in_plane_mm)),
         through_plane_mm: range(&mut chosen.iter().map(|m| m.through_plane_mm)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::planes;
+
+    #[test]
+    fn slices_are_told_from_pixels() {
+        assert_eq!(planes([0.5, 5.0, 0.5]), ([0.5, 0.5], 5.0));
+        assert_eq!(planes([1.0, 1.0, 0.6]), ([1.0, 1.0], 0.6));
+        assert_eq!(planes([1.000_01, 1.0, 1.000_01]), ([1.0, 1.000_01], 1.000_01));
+        assert_eq!(planes([0.8, 1.0, 1.2]), ([0.8, 1.0], 1.2));
     }
 }

@@ -55,6 +55,21 @@ impl Scalar {
         Self::CODES.iter().find(|c| c.1 == code).map(|c| c.0).ok_or(Cause::Scalar(code))
     }
 
+    /// What the standards call a type that is not read.
+    pub(super) fn name_of_unread(code: i16) -> &'static str {
+        match code {
+            0 => "unknown",
+            1 => "one bit",
+            32 => "complex64",
+            128 => "RGB colour",
+            1536 => "128-bit float",
+            1792 => "complex128",
+            2048 => "complex256",
+            2304 => "RGBA colour",
+            _ => "not defined by NIfTI",
+        }
+    }
+
     fn row(self) -> (Self, i16, usize) {
         *Self::CODES.iter().find(|c| c.0 == self).unwrap_or(&Self::CODES[0])
     }
@@ -306,13 +321,14 @@ fn affine(
                     "the stored spacing {spacing:?} is not positive; the sform was used instead"
                 ));
             } else if quaternion {
-                let other = to_mm(qform(raw, spacing)?);
                 let geometry = Geometry::new(*shape, affine)?;
-                let apart = geometry.corner_distance_mm(&other);
-                if apart > FORM_DISAGREEMENT_MM {
-                    notices.push(format!(
+                match qform(raw, spacing).map(|other| geometry.corner_distance_mm(&to_mm(other))) {
+                    Ok(apart) if apart <= FORM_DISAGREEMENT_MM => {}
+                    Ok(apart) => notices.push(format!(
                         "sform and qform disagree by up to {apart:.2} mm; the sform was used"
-                    ));
+                    )),
+                    Err(_) => notices
+                        .push("the qform describes no rotation; the sform was used".to_owned()),
                 }
             }
             Ok(affine)

@@ -29,6 +29,14 @@ pub const MAX_OFFSET: u64 = 64 << 20;
 /// Planes turned together: files store i fastest, memory k, and one plane alone would touch a
 /// whole cache line per voxel.
 const PLANES_AT_ONCE: usize = 16;
+/// Bytes that planes turned together may take; beyond the voxels themselves, reading needs no more
+/// than this or one plane.
+const PLANE_BYTES: usize = 32 << 20;
+
+/// How many planes of so many bytes are turned together.
+fn planes_at_once(plane_bytes: usize, planes: usize) -> usize {
+    (PLANE_BYTES / plane_bytes.max(1)).clamp(1, PLANES_AT_ONCE).min(planes)
+}
 
 /// A NIfTI file that could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +65,9 @@ pub enum Cause {
     /// Another kind of file.
     #[error("this is no NIfTI-1 or NIfTI-2 file; convert it first, for example with dcm2niix")]
     NotNifti,
+    /// Compressed, but not with gzip.
+    #[error("the file is compressed with {0}, which NIfTI does not use; unpack it or pack it with gzip")]
+    Packed(&'static str),
     /// Header and voxels in two files.
     #[error("this is the header of an .hdr/.img pair; convert it to a single .nii.gz file")]
     Pair,
@@ -88,7 +99,10 @@ pub enum Cause {
     #[error("the file holds {0} frames; choose one and save it as a 3-D file")]
     Frames(i64),
     /// A voxel type that is no real number of at most 64 bits.
-    #[error("voxel type {0} is not supported; save the file as integer or 32/64-bit float")]
+    #[error(
+        "voxel type {0} ({name}) is not supported; save the file as integer or 32/64-bit float",
+        name = Scalar::name_of_unread(*.0)
+    )]
     Scalar(i16),
     /// Spacing that is zero, negative or not finite.
     #[error("pixel spacing {0:?} is not positive; correct the header")]

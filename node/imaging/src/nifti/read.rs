@@ -8,13 +8,20 @@ use flate2::bufread::MultiGzDecoder;
 use ndarray::{Array3, s};
 
 use super::header::{self, Header, Scalar, V1_BYTES, V2_BYTES, Version};
-use super::{Cause, Error, PLANES_AT_ONCE};
+use super::{Cause, Error, planes_at_once};
 use crate::volume::Volume;
 
 /// Deflate cannot shrink data further than this (RFC 1951: 258 bytes in 2 bits).
 const MAX_DEFLATE_RATIO: u64 = 1032;
 /// Bytes after the last voxel that are read to the end and ignored.
 const MAX_TRAILING_BYTES: u64 = 1 << 20;
+/// First bytes of what other tools compress to.
+const OTHER_PACKERS: [(&[u8], &str); 4] = [
+    (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
+    (b"BZh", "bzip2"),
+    (&[0xfd, b'7', b'z', b'X', b'Z'], "xz"),
+    (b"PK\x03\x04", "zip"),
+];
 /// A stored label may be this far from a whole number.
 const LABEL_ROUNDING: f64 = 1e-3;
 
@@ -92,7 +99,11 @@ fn open(path: &Path) -> Result<(Header, Box<dyn Read>), Cause> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
     let mut file = BufReader::with_capacity(1 << 16, file);
-    let compressed = io::BufRead::fill_buf(&mut file)?.starts_with(&[0x1f, 0x8b]);
+    let start = io::BufRead::fill_buf(&mut file)?;
+    let compressed = start.starts_with(&[0x1f, 0x8b]);
+    if let Some((_, name)) = OTHER_PACKERS.iter().find(|(magic, _)| start.starts_with(magic)) {
+        return Err(Cause::Packed(name));
+    }
     let (mut stream, capacity): (Box<dyn Read>, u64) = if compressed {
         (Box::new(MultiGzDecoder::new(file)), length.saturating_mul(MAX_DEFLATE_RATIO))
     } else {
@@ -136,10 +147,11 @@ fn voxels<T: Clone + Default>(
 ) -> Result<Array3<T>, Cause> {
     let [ni, nj, nk] = header.geometry.shape();
     let size = header.scalar.bytes();
-    let mut planes = vec![0u8; ni * nj * size * PLANES_AT_ONCE.min(nk)];
+    let at_once = planes_at_once(ni * nj * size, nk);
+    let mut planes = vec![0u8; ni * nj * size * at_once];
     let mut data = Array3::<T>::default((ni, nj, nk));
-    for first in (0..nk).step_by(PLANES_AT_ONCE) {
-        let planes = &mut planes[..ni * nj * size * PLANES_AT_ONCE.min(nk - first)];
+    for first in (0..nk).step_by(at_once) {
+        let planes = &mut planes[..ni * nj * size * at_once.min(nk - first)];
         stream.read_exact(planes).map_err(|e| stream_error(e, header.voxel_bytes()))?;
         if header.big_endian {
             planes.chunks_exact_mut(size).for_each(<[u8]>::reverse);

@@ -188,6 +188,50 @@ fn sform_wins_and_disagreement_is_reported() {
 }
 
 #[test]
+fn a_broken_qform_beside_a_sound_sform_is_reported() {
+    let mut file = built(Version::Two, true);
+    (file.qform_code, file.quatern[0]) = (1, 3.0);
+    let image = file.read().unwrap();
+    assert_eq!(image.volume.geometry().affine()[(0, 3)], -3.0);
+    assert_eq!(image.header.notices, ["the qform describes no rotation; the sform was used"]);
+}
+
+#[test]
+fn other_types_and_other_packers_are_named() {
+    for (code, name) in [(1, "one bit"), (128, "RGB colour"), (2304, "RGBA"), (1536, "128-bit")] {
+        let mut file = built(Version::One, false);
+        file.code = code;
+        assert!(file.cause().contains(&format!("voxel type {code} ({name}")), "{}", file.cause());
+    }
+    for (start, name) in [(&[0x28u8, 0xb5, 0x2f, 0xfd][..], "zstd"), (b"BZh9", "bzip2"), (b"PK\x03\x04", "zip")] {
+        let text = read_bytes(&[start, &[0; 400]].concat()).unwrap_err().to_string();
+        assert!(text.contains(&format!("compressed with {name}")), "{text}");
+    }
+}
+
+#[test]
+fn extensions_are_skipped_members_joined_and_single_trailing_axes_dropped() {
+    for (version, big) in LAYOUTS {
+        let mut file = built(version, big);
+        let plain = file.read().unwrap().volume;
+        file.dim = [5, 2, 3, 2, 1, 1, 0, 0];
+        file.offset += 512;
+        let bytes = file.bytes();
+        assert_eq!(read_bytes(&bytes).unwrap().volume, plain);
+        let members = [gz(&bytes[..100]), gz(&bytes[100..600]), gz(&bytes[600..])].concat();
+        assert_eq!(read_bytes(&members).unwrap().volume, plain);
+    }
+}
+
+#[test]
+fn planes_turned_together_take_bounded_memory() {
+    assert_eq!(planes_at_once(240 * 240 * 4, 155), PLANES_AT_ONCE);
+    assert_eq!(planes_at_once(240 * 240 * 4, 3), 3);
+    assert_eq!(planes_at_once(MAX_EDGE * MAX_EDGE, 16), 2);
+    assert_eq!(planes_at_once(8 * MAX_EDGE * MAX_EDGE, 16), 1);
+}
+
+#[test]
 fn qform_alone_with_a_qfac_of_zero_or_minus_one() {
     let mut file = built(Version::Two, false);
     (file.qform_code, file.sform_code) = (1, 0);

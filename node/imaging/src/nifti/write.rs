@@ -8,7 +8,7 @@ use flate2::write::GzEncoder;
 use ndarray::s;
 
 use super::header::{self, Scalar};
-use super::{Cause, Error, PLANES_AT_ONCE};
+use super::{Cause, Error, planes_at_once};
 use crate::durable;
 use crate::volume::Volume;
 
@@ -57,9 +57,10 @@ fn stream<T: Voxel>(out: &mut impl Write, volume: &Volume<T>) -> io::Result<()> 
     let [ni, nj, nk] = geometry.shape();
     let size = T::SCALAR.bytes();
     let plane = ni * nj * size;
-    let mut planes = vec![0u8; plane * PLANES_AT_ONCE.min(nk)];
-    for first in (0..nk).step_by(PLANES_AT_ONCE) {
-        let count = PLANES_AT_ONCE.min(nk - first);
+    let at_once = planes_at_once(plane, nk);
+    let mut planes = vec![0u8; plane * at_once];
+    for first in (0..nk).step_by(at_once) {
+        let count = at_once.min(nk - first);
         for i in 0..ni {
             for j in 0..nj {
                 let line = volume.data().slice(s![i, j, first..first + count]);

@@ -35,7 +35,7 @@ pub(super) fn healthy(head: &mut Head, profile: &Profile, rng: &mut ChaCha8Rng) 
     meninges(head, profile, &mut filling, rng);
     vessels(head, profile, &mut filling, rng);
     if let Some(half) = head.synthetic_mm {
-        sinus(head, half, &mut filling, rng);
+        sinuses(head, half, &mut filling, rng);
     }
     if let Some(plexus) = head.plexus.take() {
         let level = rng.random_range(ENHANCED) * head.white;
@@ -56,19 +56,18 @@ fn meninges(head: &Head, profile: &Profile, filling: &mut Filling, rng: &mut Cha
     let half_mm = rng.random_range(0.3..0.7);
     // Value noise lies above this in about the wanted share of space.
     let threshold = 0.5 - profile.meninges;
-    for ((i, j, k), depth) in head.depth_mm.indexed_iter() {
+    let dura = &head.dura_mm;
+    for (at, depth) in head.depth_mm.indexed_iter() {
         let depth = f64::from(*depth);
-        let p = head.point((i, j, k));
-        let falx = head
-            .synthetic_mm
-            .is_some_and(|half| p[2] > 0.0 && depth < 0.45 * half[2] && depth > 0.0);
-        let off = if falx { depth.min(p[0].abs()) } else { depth.abs() };
+        let sheet = dura.as_ref().map_or(f32::MAX, |dura| dura[at]);
+        let off = depth.abs().min(f64::from(sheet));
         if off > 2.5 {
             continue;
         }
+        let p = head.point(at);
         let share =
             (half_mm + 0.5 - off).clamp(0.0, 1.0) * ramp(patches.at(p), threshold, threshold + 0.2);
-        filling.put([i, j, k], share, level);
+        filling.put([at.0, at.1, at.2], share, level);
     }
 }
 
@@ -110,24 +109,44 @@ fn vessels(head: &Head, profile: &Profile, filling: &mut Filling, rng: &mut ChaC
     }
 }
 
-/// The superior sagittal sinus, along the midline at the top.
-fn sinus(head: &Head, half: [f64; 3], filling: &mut Filling, rng: &mut ChaCha8Rng) {
+/// The sinuses: the superior sagittal one along the midline at the top, and from its lower end the
+/// transverse ones along the upper edge of the cerebellum.
+fn sinuses(head: &Head, half: [f64; 3], filling: &mut Filling, rng: &mut ChaCha8Rng) {
+    const STEPS: usize = 80;
     let level = rng.random_range(ENHANCED) * head.white;
     let radius = (3.2 * head.scale).max(1.0);
-    let at = |n: f64| -> Point {
-        let angle = (15.0 + 160.0 * n).to_radians();
-        [0.0, half[1] * angle.cos() * 1.01, half[2] * angle.sin() * 1.01]
+    let mut run = |from: f64, to: f64, path: &dyn Fn(f64) -> Point| {
+        let at = |n: usize| on_surface(head, path(n as f64 / STEPS as f64));
+        for n in 0..STEPS {
+            let width = from + (to - from) * n as f64 / STEPS as f64;
+            tube(head, filling, at(n), at(n + 1), radius * width, level);
+        }
     };
-    for n in 0..80 {
-        tube(
-            head,
-            filling,
-            at(n as f64 / 80.0),
-            at((n + 1) as f64 / 80.0),
-            radius * (0.5 + 0.5 * n as f64 / 80.0),
-            level,
-        );
+    run(0.5, 1.0, &|t| {
+        let angle = (20.0 + 168.0 * t).to_radians();
+        [0.0, half[1] * angle.cos(), half[2] * angle.sin()]
+    });
+    // One side drains more than the other.
+    let stronger = if rng.random_bool(0.7) { 1.0 } else { -1.0 };
+    for side in [1.0, -1.0] {
+        let width = if side == stronger { 0.9 } else { 0.55 };
+        run(width, 0.8 * width, &|t| {
+            let angle = (90.0 * t * 0.75).to_radians();
+            [side * half[0] * angle.sin(), -half[1] * angle.cos(), -half[2] * (0.14 + 0.16 * t)]
+        });
     }
+}
+
+/// The point of the brain's surface in this direction from its middle.
+fn on_surface(head: &Head, direction: Point) -> Point {
+    let unit = unit(direction);
+    let step = 0.5;
+    let inside = |n: &usize| {
+        let p = unit.map(|x| x * step * *n as f64);
+        depth_at(head, p).is_some_and(|depth| depth > 0.0)
+    };
+    let reached = (0..800).take_while(inside).count();
+    unit.map(|x| x * step * reached as f64)
 }
 
 fn start_near_surface(head: &Head, within_mm: f64, rng: &mut ChaCha8Rng) -> Option<Point> {

@@ -1,17 +1,18 @@
 //! The head before disease: a synthetic one, or a real one bent into another patient's.
 
-use ndarray::{Array3, Zip};
+use ndarray::{Array3, Zip, s};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
+use super::anatomy::{Anatomy, Depths, ellipsoid};
 use super::centre::Profile;
 use super::noise::{Noise, Point, ramp};
 use crate::distance::distance_mm;
 use crate::preprocess::percentile;
-use crate::volume::{Geometry, Volume};
+use crate::volume::{self, Geometry, Volume};
 
 /// Semi-axes of an adult brain, right-left, front-back, top-bottom.
-const ADULT_MM: [f64; 3] = [66.0, 84.0, 62.0];
+const ADULT_MM: [f64; 3] = [68.0, 86.0, 66.0];
 /// How far and over which distance a real anatomy is bent.
 const BEND_MM: (f64, f64) = (4.0, 70.0);
 
@@ -30,12 +31,31 @@ pub(super) struct Head {
     pub(super) synthetic_mm: Option<[f64; 3]>,
     /// Where contrast agent collects in the ventricles (choroid plexus), 0 to 1.
     pub(super) plexus: Option<Array3<f32>>,
+    /// Distance in mm to falx and tentorium, where they are near.
+    pub(super) dura_mm: Option<Array3<f32>>,
 }
 
 impl Head {
     /// Position of a voxel in mm from the middle of the volume.
     pub(super) fn point(&self, (i, j, k): (usize, usize, usize)) -> Point {
         point(&self.geometry, (i, j, k))
+    }
+
+    /// Slices as thick as `planes` planes: their mean, and brain where most of them are.
+    pub(super) fn thicken(&mut self, planes: usize) -> Result<(), volume::Error> {
+        let ([ni, nj, nk], mm) = (self.geometry.shape(), self.geometry.spacing_mm());
+        let slices = nk / planes;
+        self.geometry =
+            Geometry::with_spacing([ni, nj, slices], [mm[0], mm[1], mm[2] * planes as f64])?;
+        let mean = |of: &Array3<f32>| {
+            Array3::from_shape_fn((ni, nj, slices), |(i, j, k)| {
+                of.slice(s![i, j, k * planes..(k + 1) * planes]).sum() / planes as f32
+            })
+        };
+        self.image = mean(&self.image);
+        self.depth_mm = mean(&self.depth_mm);
+        self.brain = mean(&self.brain.mapv(f32::from)).mapv(|share| u8::from(share >= 0.5));
+        Ok(())
     }
 
     pub(super) fn brain_cm3(&self) -> f64 {
@@ -49,7 +69,8 @@ pub(super) fn point(geometry: &Geometry, (i, j, k): (usize, usize, usize)) -> Po
     [0, 1, 2].map(|n| (index[n] as f64 - (shape[n] as f64 - 1.0) / 2.0) * spacing[n])
 }
 
-/// A brain with folded cortex, ventricles and basal ganglia, in skull and scalp if wanted.
+/// A brain with folded cortex, ventricles, basal ganglia, cerebellum and stem, in skull, scalp, face
+/// and neck if wanted.
 pub(super) fn synthetic(
     geometry: &Geometry,
     profile: &Profile,
@@ -69,8 +90,10 @@ pub(super) fn synthetic(
     let mut field = |wavelength_mm: f64| Noise::new(rng.random(), wavelength_mm);
     let (outline, fold, wrinkle) = (field(45.0 * scale), field(17.0 * fine), field(8.0 * fine));
     let (warp, plexus_noise, marrow) = (field(30.0 * scale), field(9.0 * fine), field(10.0 * fine));
+    let (folia, fat) = (field(12.0 * fine), field(14.0 * fine));
     let ventricle_size = rng.random_range(0.8..1.25);
     let cortex_mm = (3.0 * scale).max(1.6 * spacing[0]);
+    let anatomy = Anatomy::new(half, scale, outline, rng.random_range(-0.04..0.04));
 
     let dim = (shape[0], shape[1], shape[2]);
     let mut head = Head {
@@ -82,74 +105,117 @@ pub(super) fn synthetic(
         scale,
         synthetic_mm: Some(half),
         plexus: None,
+        dura_mm: None,
     };
-    let mut plexus = Array3::zeros(dim);
+    let (mut plexus, mut dura) = (Array3::zeros(dim), Array3::from_elem(dim, f32::MAX));
+    let tissue = |p: Point, at: &Depths| -> (f64, f64, f64) {
+        let u: Point = [0, 1, 2].map(|n| p[n] / half[n]);
+        let d = at.brain;
+        // Where hemispheres and cerebellum face each other runs the tentorium.
+        let tent = if at.cerebellum.min(at.cerebrum) > 0.0 {
+            0.6 * (at.cerebellum - at.cerebrum).abs() + (at.stem + 1.0).max(0.0)
+        } else {
+            f64::MAX
+        };
+        let shallow = (d - 0.62 * half[2]).max(0.0);
+        let falx = if at.cerebrum > at.cerebellum && p[2] > -0.15 * half[2] {
+            p[0].abs() + shallow
+        } else {
+            f64::MAX
+        };
+        let dura = falx.min(tent);
+        if at.cerebellum > at.cerebrum && at.cerebellum > at.stem {
+            // Folia lie in leaves around the core; the white matter branches between them.
+            let leaf = p[2] + 0.45 * (p[1] + 0.5 * half[1]).abs() + 2.2 * fine * folia.at(p);
+            let crease = (leaf * std::f64::consts::PI / (5.5 * fine)).sin().abs();
+            let folded = (d - 3.5 * fine * (1.0 - crease / 0.35).max(0.0)).min(tent - 0.8);
+            let branches = at.cerebellum - (4.0 + 7.0 * crease) * fine;
+            let leaf = csf + (grey * 0.97 - csf) * ramp(folded, -0.5, 0.8);
+            return (leaf + (0.97 - grey) * ramp(branches, -0.7, 0.9), dura, 0.0);
+        }
+        if at.stem > at.cerebrum {
+            let fluid = csf + (0.95 - csf) * ramp(at.stem, -0.5, 0.6);
+            let fourth = ellipsoid(u, [0.0, -0.30, -0.48], [0.07, 0.06, 0.12]);
+            return (fluid + (csf - fluid) * ramp(fourth, -0.01, 0.02), dura, 0.0);
+        }
+        // Sulci run where the noise changes sign; the cortex lines them.
+        let crease = (fold.at(p) + 0.45 * wrinkle.at(p)).abs();
+        let ridge = (1.0 - crease / 0.34).max(0.0);
+        let lining = (1.0 - crease / 0.9).max(0.0);
+        let folded = (d - 20.0 * fine * ridge * ridge).min(falx - 0.7).min(tent - 0.8);
+        let mut tissue = csf + (grey - csf) * ramp(folded, -0.5, 0.6);
+        let below_cortex = (d - cortex_mm)
+            .min(d - 17.0 * fine * lining)
+            .min(falx - 0.7 - cortex_mm)
+            .min(tent - 0.8 - cortex_mm);
+        tissue += (1.0 - grey) * ramp(below_cortex, -0.7, 0.7) * ramp(folded, -0.5, 0.6);
+        let side = [u[0].abs(), u[1], u[2]];
+        let w = 0.04 * warp.at(p);
+        let ganglia = ellipsoid(side, [0.29, 0.10, 0.02], [0.11, 0.24, 0.15])
+            .max(ellipsoid(side, [0.13, -0.10, 0.00], [0.10, 0.17, 0.12]))
+            + w;
+        tissue += (grey * 1.03 - tissue) * ramp(ganglia, -0.02, 0.04);
+        let horn = ellipsoid(
+            side,
+            [0.13 + 0.10 * (u[1] + 0.1).powi(2), -0.05, 0.18],
+            [0.075, 0.40, 0.10].map(|x| x * ventricle_size),
+        );
+        let third = ellipsoid(u, [0.0, -0.02, -0.02], [0.03, 0.15, 0.11].map(|x| x * ventricle_size));
+        let ventricle = ramp(horn.max(third) + w, -0.015, 0.03);
+        let plexus = ventricle * ramp(plexus_noise.at(p), 0.35, 0.55);
+        (tissue + (csf - tissue) * ventricle, dura, plexus)
+    };
     Zip::indexed(&mut head.image)
         .and(&mut head.brain)
         .and(&mut head.depth_mm)
         .and(&mut plexus)
-        .for_each(|at, value, brain, depth, plexus| {
+        .and(&mut dura)
+        .for_each(|at, value, brain, depth, plexus, dura| {
             let p = point(geometry, at);
-            let u: Point = [0, 1, 2].map(|n| p[n] / half[n]);
-            let (r, length) = (norm(u).max(1e-3), norm(p));
-            let d = length.max(1e-3) * (1.0 / r - 1.0) + 4.0 * scale * outline.at(p);
-            *depth = d as f32;
-            if d <= 0.0 {
-                *value = if skull {
-                    (outside(-d / fine, csf, marrow.at(p)) * white) as f32
-                } else {
-                    0.0
-                };
-                // Extraction tools leave a rim of meninges in the mask.
-                *brain = u8::from(d > -0.5);
-                return;
+            let depths = anatomy.depths(p);
+            *depth = depths.brain as f32;
+            if depths.brain > 0.0 {
+                let (tissue, sheet, contrast) = tissue(p, &depths);
+                (*value, *dura, *plexus) =
+                    ((tissue * white) as f32, sheet as f32, contrast as f32);
+            } else if skull {
+                let mm = -depths.brain / fine;
+                *value = (outside(&anatomy, p, mm, csf, fine, &marrow, &fat) * white) as f32;
             }
-            *brain = 1;
-            // Sulci run where the noise changes sign; the cortex lines them.
-            let crease = (fold.at(p) + 0.45 * wrinkle.at(p)).abs();
-            let ridge = (1.0 - crease / 0.34).max(0.0);
-            let lining = (1.0 - crease / 0.9).max(0.0);
-            let mut folded = d - 20.0 * fine * ridge * ridge;
-            if p[2] > -0.25 * half[2] {
-                // The cleft between the hemispheres.
-                folded = folded.min(p[0].abs() - 0.7 + (d - 0.62 * half[2]).max(0.0));
-            }
-            let mut tissue = csf + (grey - csf) * ramp(folded, -0.5, 0.6);
-            let below_cortex = (d - cortex_mm).min(d - 17.0 * fine * lining);
-            tissue += (1.0 - grey) * ramp(below_cortex, -0.7, 0.7) * ramp(folded, -0.5, 0.6);
-            let side = [u[0].abs(), u[1], u[2]];
-            let w = 0.04 * warp.at(p);
-            let ganglia = ellipsoid(side, [0.27, 0.06, -0.02], [0.12, 0.24, 0.17]) + w;
-            tissue += (grey * 1.03 - tissue) * ramp(ganglia, -0.02, 0.04);
-            let horn = ellipsoid(
-                side,
-                [0.13 + 0.10 * (u[1] + 0.1).powi(2), -0.05, 0.13],
-                [0.075, 0.40, 0.11].map(|x| x * ventricle_size),
-            );
-            let third =
-                ellipsoid(u, [0.0, 0.0, -0.08], [0.035, 0.16, 0.12].map(|x| x * ventricle_size));
-            let ventricle = ramp(horn.max(third) + w, -0.015, 0.03);
-            tissue += (csf - tissue) * ventricle;
-            *plexus = (ventricle * ramp(plexus_noise.at(p), 0.35, 0.55)) as f32;
-            *value = (tissue * white) as f32;
+            // Extraction tools leave a rim of meninges in the mask.
+            *brain = u8::from(depths.brain > -0.5);
         });
     head.plexus = Some(plexus);
+    head.dura_mm = Some(dura);
     head
 }
 
-/// From the brain outwards: fluid, bone with marrow, fatty scalp, air. In units of an adult's mm.
-fn outside(mm: f64, csf: f64, marrow: f64) -> f64 {
-    let bone = 0.10 + 0.35 * ramp(2.0 - (mm - 4.6).abs(), 0.4, 1.2) * ramp(marrow, -0.6, 0.4);
-    let layers = [(0.0, csf), (2.0, bone), (7.2, 1.25), (10.8, 0.02)];
-    layers.iter().skip(1).fold(layers[0].1, |value, (from, next)| {
-        value + (next - value) * ramp(mm - from, -0.5, 0.5)
-    })
-}
-
-/// Positive inside, roughly the distance to the surface in units of the brain.
-fn ellipsoid(u: Point, centre: Point, half: Point) -> f64 {
-    let q: Point = [0, 1, 2].map(|n| (u[n] - centre[n]) / half[n]);
-    (1.0 - norm(q)) * half[0].min(half[1]).min(half[2])
+/// From the brain outwards: fluid, bone with marrow, fatty scalp, air; below, muscle and fat of face
+/// and neck with eyes and airways. `mm` is the distance from the brain in units of an adult's.
+fn outside(
+    anatomy: &Anatomy,
+    p: Point,
+    mm: f64,
+    csf: f64,
+    fine: f64,
+    marrow: &Noise,
+    fat: &Noise,
+) -> f64 {
+    const FAT: f64 = 1.25;
+    const AIR: f64 = 0.02;
+    let bone =
+        0.10 + 0.35 * ramp(2.0 - (mm - 4.6).abs(), 0.4, 1.2) * ramp(marrow.at(p), -0.6, 0.4);
+    let skin = (10.8 - mm).max(anatomy.soft(p) / fine);
+    let muscle = 0.48 + (0.95 - 0.48) * ramp(fat.at(p).abs(), 0.22, 0.02);
+    let soft = muscle + (FAT - muscle) * ramp(4.0 - skin, -0.5, 0.5);
+    let soft = soft + (FAT - soft) * ramp(anatomy.eye(p) / fine, -5.0, -3.5);
+    let soft = soft + (csf * 0.85 - soft) * ramp(anatomy.eye(p) / fine, -0.5, 0.5);
+    let soft = soft + (AIR - soft) * ramp(anatomy.airway(p) / fine, -0.5, 0.5);
+    let layers = [(2.0, bone), (7.2, soft)];
+    let inner = layers
+        .iter()
+        .fold(csf, |value, (from, next)| value + (next - value) * ramp(mm - from, -0.5, 0.5));
+    inner + (AIR - inner) * ramp(-skin, -0.5, 0.5)
 }
 
 pub(super) fn norm(p: Point) -> f64 {
@@ -202,6 +268,7 @@ pub(super) fn real(anatomy: &Volume<f32>, mask: &Array3<u8>, rng: &mut ChaCha8Rn
         scale: (volume_mm3 / adult_mm3).cbrt(),
         synthetic_mm: None,
         plexus: None,
+        dura_mm: None,
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BinaryHeap, HashSet};
 use ndarray::Array3;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use super::centre::{
     ALL_SHARE_OF_BRAIN, LARGEST_SHARE_OF_BRAIN, Profile, SMALLEST_CM3, Sizes, draw_count,
@@ -22,7 +23,7 @@ const RING_FROM_MM: f64 = 4.5;
 const ATTEMPTS: usize = 400;
 
 /// What was painted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Painted {
     /// Metastases in the label.
     pub(super) lesions: usize,

@@ -3,8 +3,11 @@
 //! Every patient has an own anatomy, own vessels and own metastases, drawn from a seed. Number and
 //! sizes of metastases follow the paper's Table 1 for the imitated [`Centre`]; a brain smaller than
 //! an adult's caps them ([`LARGEST_SHARE_OF_BRAIN`], [`ALL_SHARE_OF_BRAIN`]), which the report counts.
-//! Slices thicker than the grid are imitated by blurring along k, as after resampling to the grid.
+//! Volumes lie on the scanner's own grid ([`Slices::Scanner`]), or all on one grid; slices thicker than
+//! that are then imitated by blurring along k, as after resampling.
 
+mod anatomy;
+mod begun;
 mod centre;
 mod enhance;
 mod head;
@@ -28,6 +31,7 @@ use sha2::{Digest, Sha256};
 pub use centre::{
     ALL_SHARE_OF_BRAIN, Centre, LARGEST_SHARE_OF_BRAIN, Profile, SMALLEST_CM3, Sizes, draw_count,
 };
+use begun::Begun;
 use metastasis::Painted;
 use noise::Noise;
 
@@ -59,6 +63,13 @@ pub enum Error {
     /// There is a cohort already.
     #[error("making a cohort in {}: it already holds a cohort.toml; choose another folder", .0.display())]
     Exists(PathBuf),
+    /// There is half a cohort of other options.
+    #[error(
+        "making a cohort in {}: it holds an unfinished cohort that was begun with other options; \
+         use the same options to finish it, or choose another folder",
+        .0.display()
+    )]
+    Unfinished(PathBuf),
     /// A shape that cannot hold a head.
     #[error("a phantom of {0:?} voxels; every axis needs 32 to 512")]
     Shape([usize; 3]),
@@ -93,6 +104,18 @@ pub struct Anatomy {
     pub mask: Option<PathBuf>,
 }
 
+/// Which slices the volumes of a cohort have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Slices {
+    /// Those of the grid asked for, whatever the scanner's thickness.
+    #[default]
+    Grid,
+    /// As thick as the centre's scanner makes them, another thickness for every patient where the
+    /// centre's vary; within the slice at most as wide as thick. The grid asked for gives the field
+    /// of view.
+    Scanner,
+}
+
 /// What to make.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SynthOptions {
@@ -108,6 +131,8 @@ pub struct SynthOptions {
     pub shape: [usize; 3],
     /// Distance between voxels.
     pub spacing_mm: [f64; 3],
+    /// Slices of that grid or of the centre's scanner; a real anatomy keeps its own.
+    pub slices: Slices,
     /// The same seed makes the same cohort.
     pub seed: u64,
     /// Paint on this head instead of a synthetic one.
@@ -126,6 +151,7 @@ impl SynthOptions {
             test: 5,
             shape: [64, 72, 56],
             spacing_mm: [1.0; 3],
+            slices: Slices::Grid,
             seed: 1,
             anatomy: None,
             skull: true,
@@ -165,7 +191,8 @@ pub struct Phantom {
     painted: Painted,
 }
 
-/// Makes a cohort in `folder`: `image/`, `label/`, `brain/` and, last of all, `cohort.toml`.
+/// Makes a cohort in `folder`: `image/`, `label/`, `brain/` and, last of all, `cohort.toml`. Where a
+/// synthesis with the same options was interrupted, it goes on.
 pub fn synthesise(
     folder: &Path,
     options: &SynthOptions,
@@ -203,6 +230,7 @@ pub fn synthesise(
                 }
             })
             .collect();
+    let begun = Begun::new(folder, options, &source)?;
     let done = AtomicUsize::new(0);
     let mut painted = Vec::with_capacity(total);
     let voxels = match &source {
@@ -212,13 +240,22 @@ pub fn synthesise(
     let at_once =
         (MEMORY_BYTES / (voxels * BYTES_PER_VOXEL)).clamp(1, rayon::current_num_threads());
     let write = |case: &Case| {
-        let phantom = make(options, &source, &case.id);
-        nifti::write(&case.image, &phantom.image.map(|v| v.round().clamp(0.0, 32767.0) as i16))?;
-        nifti::write(&case.label, &phantom.label)?;
-        nifti::write(&case.brain_mask, &phantom.brain)?;
+        let whole = [&case.image, &case.label, &case.brain_mask].iter().all(|f| f.is_file());
+        let painted = match begun.painted(&case.id) {
+            Some(painted) if whole => painted,
+            _ => {
+                let phantom = make(options, &source, &case.id)?;
+                let image = phantom.image.map(|v| v.round().clamp(0.0, 32767.0) as i16);
+                nifti::write(&case.image, &image)?;
+                nifti::write(&case.label, &phantom.label)?;
+                nifti::write(&case.brain_mask, &phantom.brain)?;
+                begun.note(&case.id, phantom.painted)?;
+                phantom.painted
+            }
+        };
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
         progress(Progress { done, total, item: &case.id });
-        Ok::<_, nifti::Error>(phantom.painted)
+        Ok::<_, Error>(painted)
     };
     for batch in cases.chunks(at_once) {
         painted.extend(batch.par_iter().map(write).collect::<Result<Vec<_>, _>>()?);
@@ -230,8 +267,10 @@ pub fn synthesise(
         cases,
     };
     let sum = |count: fn(&Painted) -> usize| painted.iter().map(count).sum();
+    let file = cohort.save(folder)?;
+    begun.finished();
     Ok(Synthesised {
-        cohort: cohort.save(folder)?,
+        cohort: file,
         cases: total,
         metastases: sum(|p| p.lesions),
         limited: sum(|p| p.limited),
@@ -241,7 +280,7 @@ pub fn synthesise(
 
 /// Makes one patient in memory; the same options and id give the same patient.
 pub fn phantom(options: &SynthOptions, id: &str) -> Result<Phantom, Error> {
-    Ok(make(options, &source(options)?, id))
+    Ok(make(options, &source(options)?, id)?)
 }
 
 fn source(options: &SynthOptions) -> Result<Source, Error> {
@@ -272,40 +311,75 @@ fn source(options: &SynthOptions) -> Result<Source, Error> {
     Ok(Source::Real(image, mask))
 }
 
-fn make(options: &SynthOptions, source: &Source, id: &str) -> Phantom {
+/// How the slices of one patient are made: as thick as that many planes of the head.
+struct Slicing {
+    /// The grid on which the head is made.
+    fine: Geometry,
+    /// Planes that become one slice.
+    planes: usize,
+}
+
+/// The scanner's grid over the field of view of `grid`; its slices stand on finer planes.
+fn slicing(grid: &Geometry, thickness_mm: f64) -> Result<Slicing, volume::Error> {
+    let (shape, asked) = (grid.shape(), grid.spacing_mm());
+    let planes = (thickness_mm / asked[2]).ceil().max(1.0) as usize;
+    let within = [asked[0].min(thickness_mm), asked[1].min(thickness_mm)];
+    let voxels = |axis: usize, mm: f64| {
+        ((shape[axis] as f64 * asked[axis] / mm).round() as usize).clamp(1, MAX_EDGE)
+    };
+    let slices = voxels(2, thickness_mm);
+    let fine = Geometry::with_spacing(
+        [voxels(0, within[0]), voxels(1, within[1]), slices * planes],
+        [within[0], within[1], thickness_mm / planes as f64],
+    )?;
+    Ok(Slicing { fine, planes })
+}
+
+fn make(options: &SynthOptions, source: &Source, id: &str) -> Result<Phantom, volume::Error> {
     let mut hash = Sha256::new();
     hash.update(options.seed.to_le_bytes());
     hash.update(id.as_bytes());
     let mut rng = ChaCha8Rng::from_seed(hash.finalize().into());
     let profile = options.centre.profile();
-    let mut head = match source {
-        Source::Synthetic(geometry) => head::synthetic(geometry, &profile, options.skull, &mut rng),
-        Source::Real(image, mask) => head::real(image, mask, &mut rng),
+    let [thin, thick] = profile.through_plane_mm;
+    let thickness_mm =
+        if thick > thin { (rng.random_range(thin..=thick) * 10.0).round() / 10.0 } else { thin };
+    let (mut head, planes) = match (source, options.slices) {
+        (Source::Synthetic(grid), Slices::Grid) => {
+            (head::synthetic(grid, &profile, options.skull, &mut rng), 1)
+        }
+        (Source::Synthetic(grid), Slices::Scanner) => {
+            let slicing = slicing(grid, thickness_mm)?;
+            let head = head::synthetic(&slicing.fine, &profile, options.skull, &mut rng);
+            (head, slicing.planes)
+        }
+        (Source::Real(image, mask), _) => (head::real(image, mask, &mut rng), 1),
     };
     enhance::healthy(&mut head, &profile, &mut rng);
+    if planes > 1 {
+        head.thicken(planes)?;
+    }
     let mut label = Array3::zeros(head.image.dim());
     let painted = metastasis::paint(&mut head, &mut label, &profile, &mut rng);
-    scan(&mut head, &profile, &mut rng);
+    scan(&mut head, &profile, thickness_mm, &mut rng);
     if !options.skull && head.synthetic_mm.is_some() {
         Zip::from(&mut head.image).and(&head.brain).for_each(|v, b| *v *= f32::from(*b));
     }
     let on = |data| Volume::on_grid_of(&head.geometry, data);
-    Phantom {
+    Ok(Phantom {
         label: on(label),
         brain: on(head.brain),
         image: Volume::on_grid_of(&head.geometry, head.image),
         painted,
-    }
+    })
 }
 
 /// What the scanner adds: thick slices, a bias field, noise (Rician, as magnitudes have it).
-fn scan(head: &mut head::Head, profile: &Profile, rng: &mut ChaCha8Rng) {
-    let [thin, thick] = profile.through_plane_mm;
-    let thickness = if thick > thin { rng.random_range(thin..thick) } else { thin };
+fn scan(head: &mut head::Head, profile: &Profile, thickness_mm: f64, rng: &mut ChaCha8Rng) {
     let spacing = head.geometry.spacing_mm()[2];
-    if thickness > 1.2 * spacing {
+    if thickness_mm > 1.2 * spacing {
         // A slice profile as a Gaussian with the thickness as its full width at half maximum.
-        let sigma = (thickness / spacing / 2.355) as f32;
+        let sigma = (thickness_mm / spacing / 2.355) as f32;
         head.image = gaussian_filter1d(&head.image, sigma, Axis(2), 0, BorderMode::Nearest, 3);
     }
     let bias = Noise::new(rng.random(), 90.0 * head.scale.max(0.4));

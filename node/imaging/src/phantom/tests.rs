@@ -126,6 +126,34 @@ fn a_cohort_is_written_checked_and_prepared() {
 }
 
 #[test]
+fn an_interrupted_synthesis_goes_on() {
+    let (whole, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let options = tiny(Centre::Ucsf);
+    let made = synthesise(whole.path(), &options, &|_| {}).unwrap();
+    // A folder in place of the label of the last case stops the work there.
+    let stop = cut.path().join("label/ucsf-0004.nii.gz");
+    std::fs::create_dir_all(&stop).unwrap();
+    assert!(synthesise(cut.path(), &options, &|_| {}).is_err());
+    assert!(!cut.path().join("cohort.toml").exists());
+    let first = cut.path().join("image/ucsf-0001.nii.gz");
+    let written = std::fs::metadata(&first).unwrap().modified().unwrap();
+    std::fs::remove_dir(&stop).unwrap();
+    let other = SynthOptions { seed: 9, ..options.clone() };
+    assert!(matches!(synthesise(cut.path(), &other, &|_| {}), Err(Error::Unfinished(_))));
+    let resumed = synthesise(cut.path(), &options, &|_| {}).unwrap();
+    assert_eq!(std::fs::metadata(&first).unwrap().modified().unwrap(), written);
+    assert_eq!(Synthesised { cohort: made.cohort.clone(), ..resumed }, made);
+    for part in ["image", "label", "brain"] {
+        for n in 1..=4 {
+            let name = format!("{part}/ucsf-{n:04}.nii.gz");
+            let read = |dir: &Path| std::fs::read(dir.join(&name)).unwrap();
+            assert!(read(whole.path()) == read(cut.path()), "{name}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(cut.path()).unwrap().count(), 4);
+}
+
+#[test]
 fn a_real_anatomy_is_painted_on_its_own_grid() {
     let dir = tempfile::tempdir().unwrap();
     let head = phantom(&tiny(Centre::Uker), "anatomy").unwrap();

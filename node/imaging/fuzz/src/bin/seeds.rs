@@ -1,0 +1,101 @@
+//! Writes small valid files into `corpus/TARGET`, from which a fuzzer starts.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+type Made = Result<(), Box<dyn std::error::Error>>;
+
+fn main() -> Made {
+    let corpus = PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| "corpus".into()));
+    nifti(&folder(&corpus, "nifti")?)?;
+    cohort(&folder(&corpus, "cohort_toml")?)
+}
+
+fn folder(corpus: &Path, target: &str) -> std::io::Result<PathBuf> {
+    let folder = corpus.join(target);
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// Both versions in both byte orders with every voxel type, as they are and packed.
+fn nifti(folder: &Path) -> Made {
+    for (version, big) in [(1, false), (1, true), (2, false), (2, true)] {
+        for (code, size) in [(2i16, 1usize), (4, 2), (8, 4), (16, 4), (64, 8), (256, 1), (512, 2), (768, 4), (1024, 8), (1280, 8)] {
+            let bytes = volume(version, big, code, size);
+            let mut gz = GzEncoder::new(vec![0], Compression::best());
+            gz.write_all(&bytes)?;
+            let name = format!("v{version}-{}-{code}", if big { "big" } else { "little" });
+            std::fs::write(folder.join(format!("{name}-plain")), [&[0], bytes.as_slice()].concat())?;
+            if code == 16 {
+                std::fs::write(folder.join(format!("{name}-whole")), [&[1], bytes.as_slice()].concat())?;
+                std::fs::write(folder.join(format!("{name}-members")), [&[2], bytes.as_slice()].concat())?;
+                std::fs::write(folder.join(format!("{name}-gz")), gz.finish()?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Field offsets: nifti1.h and nifti2.h. sform and qform say the same.
+fn volume(version: u8, big: bool, code: i16, size: usize) -> Vec<u8> {
+    let mut out = vec![0u8; if version == 1 { 352 } else { 544 }];
+    let mut put = |at: usize, little: &[u8]| {
+        let field = &mut out[at..at + little.len()];
+        field.copy_from_slice(little);
+        if big {
+            field.reverse();
+        }
+    };
+    let dim = [3i64, 3, 4, 2, 1, 1, 1, 1];
+    let pixdim = [1.0, 1.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0];
+    let rows = [1.0, 0.0, 0.0, -1.0, 0.0, 1.0, 0.0, -2.0, 0.0, 0.0, 2.0, 3.0];
+    let offset = [-1.0, -2.0, 3.0];
+    if version == 1 {
+        put(0, &348i32.to_le_bytes());
+        dim.iter().enumerate().for_each(|(n, d)| put(40 + 2 * n, &(*d as i16).to_le_bytes()));
+        put(70, &code.to_le_bytes());
+        put(72, &(8 * size as i16).to_le_bytes());
+        pixdim.iter().enumerate().for_each(|(n, v)| put(76 + 4 * n, &(*v as f32).to_le_bytes()));
+        put(108, &352f32.to_le_bytes());
+        put(112, &1f32.to_le_bytes());
+        put(123, &[2]);
+        put(252, &1i16.to_le_bytes());
+        put(254, &1i16.to_le_bytes());
+        offset.iter().enumerate().for_each(|(n, v)| put(268 + 4 * n, &(*v as f32).to_le_bytes()));
+        rows.iter().enumerate().for_each(|(n, v)| put(280 + 4 * n, &(*v as f32).to_le_bytes()));
+        out[344..348].copy_from_slice(b"n+1\0");
+    } else {
+        put(0, &540i32.to_le_bytes());
+        put(12, &code.to_le_bytes());
+        put(14, &(8 * size as i16).to_le_bytes());
+        dim.iter().enumerate().for_each(|(n, d)| put(16 + 8 * n, &d.to_le_bytes()));
+        pixdim.iter().enumerate().for_each(|(n, v)| put(104 + 8 * n, &f64::to_le_bytes(*v)));
+        put(168, &544i64.to_le_bytes());
+        put(176, &1f64.to_le_bytes());
+        put(344, &1i32.to_le_bytes());
+        put(348, &1i32.to_le_bytes());
+        offset.iter().enumerate().for_each(|(n, v)| put(376 + 8 * n, &f64::to_le_bytes(*v)));
+        rows.iter().enumerate().for_each(|(n, v)| put(400 + 8 * n, &f64::to_le_bytes(*v)));
+        put(500, &2i32.to_le_bytes());
+        out[4..12].copy_from_slice(b"n+2\0\r\n\x1a\n");
+    }
+    out.extend((0..24 * size).map(|n| (n / size) as u8 % 3));
+    out
+}
+
+fn cohort(folder: &Path) -> Made {
+    let head = "name = \"uker\"\nlabel_include = [1, 0x3]\nlabel_ignore = [2]\nbackground = \"zero\"\n";
+    let case = |n: u8, split: &str| {
+        format!(
+            "[[case]]\nid = \"u-{n}\"\npatient = \"p{n}\"\nimage = \"i/{n}.nii.gz\"\nlabel = 'l/{n}.nii.gz'\nbrain_mask = \"b/{n}.nii.gz\"\nsplit = \"{split}\"\n"
+        )
+    };
+    let all = [case(1, "train"), case(2, "validation"), case(3, "test")].concat();
+    std::fs::write(folder.join("three"), format!("{head}{all}"))?;
+    std::fs::write(folder.join("inline"), "name = \"a\"\ncase = [{ id = \"a\", patient = \"b\", image = \"i\", label = \"l\", brain_mask = \"m\", split = \"train\" }]\n")?;
+    std::fs::write(folder.join("wrong"), "name = 3\nnaem = \"x\"\n[[case]]\nid = \"\"\nsplit = \"tarin\"\n")?;
+    Ok(())
+}

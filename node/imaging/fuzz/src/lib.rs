@@ -1,0 +1,60 @@
+//! What the fuzz targets share: a place in memory for the files the readers open.
+
+use std::path::{Path, PathBuf};
+
+/// A folder of this process in memory, emptied before every input.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes the folder in `/dev/shm`, or among temporary files where there is none.
+    pub fn new(target: &str) -> Self {
+        let memory = Path::new("/dev/shm");
+        let base = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+        let folder = base.join(format!("rondo-fuzz-{target}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder in memory can be made");
+        Self(folder)
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes one file and gives its path.
+    pub fn put(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, bytes).expect("a file in memory can be written");
+        path
+    }
+
+    /// Removes every file.
+    pub fn clear(&self) {
+        for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Cuts an input into files: each begins with its length, two bytes, little endian; the last may be
+/// shorter than it says. Mutations then move borders as well as bytes.
+pub fn files(mut input: &[u8], most: usize) -> Vec<&[u8]> {
+    let mut files = Vec::new();
+    while let ([a, b, rest @ ..], true) = (input, files.len() < most) {
+        let length = usize::from(u16::from_le_bytes([*a, *b])).min(rest.len());
+        let (file, after) = rest.split_at(length);
+        files.push(file);
+        input = after;
+    }
+    files
+}
+
+/// The reverse of [`files`]; a file must be shorter than 64 KiB.
+pub fn joined(files: &[Vec<u8>]) -> Vec<u8> {
+    let mut input = Vec::new();
+    for file in files {
+        let length = u16::try_from(file.len()).expect("a seed is shorter than 64 KiB");
+        input.extend_from_slice(&length.to_le_bytes());
+        input.extend_from_slice(file);
+    }
+    input
+}
