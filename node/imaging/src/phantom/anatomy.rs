@@ -73,9 +73,11 @@ impl Anatomy {
 
     /// How deep a point lies in the soft tissue of face and neck.
     pub(super) fn soft(&self, p: Point) -> f64 {
-        let face = self.part(p, [0.0, 0.42, -0.90], [0.72, 0.66, 0.90]);
-        let neck = self.tube(p, [0.0, -0.22, -0.75], [0.0, -0.35, -2.0], 0.74);
-        smooth_max(face, neck, 4.0 * MELT_MM * self.scale)
+        let base = self.part(p, [0.0, 0.0, -0.28], [1.06, 1.08, 0.85]);
+        let face = self.part(p, [0.0, 0.45, -0.85], [0.82, 0.68, 0.95]);
+        let neck = self.tube(p, [0.0, -0.22, -0.75], [0.0, -0.35, -2.0], 0.78);
+        let melt = 5.0 * MELT_MM * self.scale;
+        smooth_max(smooth_max(face, base, melt), neck, melt)
     }
 
     /// How deep a point lies in an eye.

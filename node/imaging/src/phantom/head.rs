@@ -88,7 +88,7 @@ pub(super) fn synthetic(
     let white = rng.random_range(300.0..700.0);
     let (grey, csf) = (profile.grey * rng.random_range(0.97..1.03), rng.random_range(0.28..0.38));
     let mut field = |wavelength_mm: f64| Noise::new(rng.random(), wavelength_mm);
-    let (outline, fold, wrinkle) = (field(45.0 * scale), field(17.0 * fine), field(8.0 * fine));
+    let (outline, fold, wrinkle) = (field(45.0 * scale), field(14.0 * fine), field(7.0 * fine));
     let (warp, plexus_noise, marrow) = (field(30.0 * scale), field(9.0 * fine), field(10.0 * fine));
     let (folia, fat) = (field(12.0 * fine), field(14.0 * fine));
     let ventricle_size = rng.random_range(0.8..1.25);
@@ -118,8 +118,9 @@ pub(super) fn synthetic(
             f64::MAX
         };
         let shallow = (d - 0.62 * half[2]).max(0.0);
-        let falx = if at.cerebrum > at.cerebellum && p[2] > -0.15 * half[2] {
-            p[0].abs() + shallow
+        let falx = if at.cerebrum > at.cerebellum {
+            let below = (-0.15 * half[2] - p[2]).max(0.0);
+            (p[0] + 3.0 * scale * warp.at(p)).abs() + shallow + below
         } else {
             f64::MAX
         };
@@ -138,17 +139,23 @@ pub(super) fn synthetic(
             let fourth = ellipsoid(u, [0.0, -0.30, -0.48], [0.07, 0.06, 0.12]);
             return (fluid + (csf - fluid) * ramp(fourth, -0.01, 0.02), dura, 0.0);
         }
-        // Sulci run where the noise changes sign; the cortex lines them.
-        let crease = (fold.at(p) + 0.45 * wrinkle.at(p)).abs();
-        let ridge = (1.0 - crease / 0.34).max(0.0);
-        let lining = (1.0 - crease / 0.9).max(0.0);
-        let folded = (d - 20.0 * fine * ridge * ridge).min(falx - 0.7).min(tent - 0.8);
+        // Sulci run where the noise changes sign, down to a depth; the cortex lines them. Value over
+        // slope is about the distance to that place in mm.
+        let sulcus = if d < 30.0 * fine {
+            let (a, b) = (fold.gradient(p), wrinkle.gradient(p));
+            let slope = norm(std::array::from_fn(|n| a[n] + 0.4 * b[n])).max(0.02 / fine);
+            (fold.at(p) + 0.4 * wrinkle.at(p)).abs() / slope + (d - 21.0 * fine).max(0.0)
+        } else {
+            f64::MAX
+        };
+        // Wide at the surface, closed further down.
+        let width = (0.8 - 0.06 * d / fine).max(0.25) * fine;
+        let folded = d.min(sulcus - width).min(falx - 0.7).min(tent - 0.8);
         let mut tissue = csf + (grey - csf) * ramp(folded, -0.5, 0.6);
-        let below_cortex = (d - cortex_mm)
-            .min(d - 17.0 * fine * lining)
-            .min(falx - 0.7 - cortex_mm)
-            .min(tent - 0.8 - cortex_mm);
+        let below_cortex = folded - cortex_mm;
         tissue += (1.0 - grey) * ramp(below_cortex, -0.7, 0.7) * ramp(folded, -0.5, 0.6);
+        // Bundles differ a little in myelin.
+        tissue *= 1.0 + 0.03 * warp.at(p.map(|x| 2.3 * x)) * ramp(below_cortex, 0.0, 3.0);
         let side = [u[0].abs(), u[1], u[2]];
         let w = 0.04 * warp.at(p);
         let ganglia = ellipsoid(side, [0.29, 0.10, 0.02], [0.11, 0.24, 0.15])

@@ -3,12 +3,29 @@
 /// Point in mm.
 pub(super) type Point = [f64; 3];
 
-/// Value noise: random numbers on a lattice, blended smoothly in between.
+/// Value noise: random numbers on lattices, blended smoothly in between. Two lattices that lie
+/// obliquely to the axes and to each other, so that no plane of either shows in an image.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Noise {
     seed: u64,
     per_mm: f64,
 }
+
+/// Rows of two rotations with irrational entries (Euler angles 0.6, 0.5, 1.1 and 2.1, -0.7, 0.3).
+const LATTICES: [[Point; 3]; 2] = [
+    [
+        [0.398_066, -0.612_746, 0.682_722],
+        [0.782_104, 0.615_164, 0.096_100],
+        [-0.478_867, 0.495_700, 0.724_104],
+    ],
+    [
+        [0.730_674, -0.382_054, -0.565_816],
+        [0.226_021, -0.646_726, 0.728_466],
+        [-0.644_240, -0.660_164, -0.386_200],
+    ],
+];
+/// The mean of two lattices varies less than one.
+const GAIN: f64 = 0.62;
 
 impl Noise {
     /// Noise whose features are about `wavelength_mm` wide.
@@ -18,7 +35,30 @@ impl Noise {
 
     /// A value from -1 to 1, continuous with its first two derivatives.
     pub(super) fn at(&self, p: Point) -> f64 {
-        let scaled = p.map(|x| x * self.per_mm);
+        let sum: f64 = (LATTICES.iter().zip([0.0, 0.5]))
+            .map(|(rows, shift)| {
+                self.on_lattice(rows.map(|row| {
+                    self.per_mm * (row[0] * p[0] + row[1] * p[1] + row[2] * p[2]) + shift
+                }))
+            })
+            .sum();
+        (GAIN * sum).clamp(-1.0, 1.0)
+    }
+
+    /// Gradient per mm (differences over a fifth of a wavelength).
+    pub(super) fn gradient(&self, p: Point) -> Point {
+        let step = 0.1 / self.per_mm;
+        std::array::from_fn(|axis| {
+            let at = |sign: f64| {
+                let mut q = p;
+                q[axis] += sign * step;
+                self.at(q)
+            };
+            (at(1.0) - at(-1.0)) / (2.0 * step)
+        })
+    }
+
+    fn on_lattice(&self, scaled: Point) -> f64 {
         let cell = scaled.map(f64::floor);
         let [x, y, z] = [0, 1, 2].map(|n| {
             let t = scaled[n] - cell[n];
