@@ -3,8 +3,10 @@
 use crate::exit::Exit;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use rondo::ids::SiteId;
+use rondo_imaging::comparison::Method;
 use rondo_imaging::lesion::Connectivity;
 use rondo_imaging::phantom::Centre;
+use rondo_imaging::picture::{DEFAULT_FINDINGS, MAX_FINDINGS};
 use std::path::PathBuf;
 
 /// Shortest prefix of a digest that names something.
@@ -59,6 +61,8 @@ pub(crate) enum Command {
     Predict(Passed),
     /// Judge predicted masks against reference masks, lesion by lesion.
     Evaluate(Evaluate),
+    /// Compare methods over repeats: mean ± sd of evaluation files, and t-tests.
+    Compare(Compare),
     /// Many sites on this machine.
     #[command(subcommand)]
     Lab(Lab),
@@ -256,6 +260,29 @@ pub(crate) struct Evaluate {
     /// Label value that is lesion; repeatable. Without it every value above 0 is.
     #[arg(long = "label", value_name = "N")]
     pub(crate) labels: Vec<u16>,
+    /// Folder of images with the same names, to be pictured.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image: Option<PathBuf>,
+    /// Write one page with figures, and with pictures if there are images.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Write pooled.csv, cases.csv and lesions.csv into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) csv: Option<PathBuf>,
+    /// Write slices and contact sheets (PNG) into this new folder, a sub-folder a case.
+    #[arg(long, value_name = "DIR", requires = "image")]
+    pub(crate) pictures: Option<PathBuf>,
+    /// Lesions and false positives pictured of a case, at most 100: in turns missed, false, found,
+    /// the largest first.
+    #[arg(long, default_value_t = DEFAULT_FINDINGS, value_name = "N", value_parser = findings)]
+    pub(crate) pictures_per_case: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Compare {
+    /// Name of a method, and what `rondo evaluate --json` printed for each of its seeds; repeatable.
+    #[arg(long = "method", value_name = "NAME=FILE,FILE,…", required = true, value_parser = method)]
+    pub(crate) methods: Vec<Method>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -316,6 +343,24 @@ fn triple<T: std::str::FromStr + Copy>(text: &str) -> Result<[T; 3], String> {
         .ok_or_else(|| "give three numbers with `x` between them, as 64x72x56".to_owned())
 }
 
+fn findings(text: &str) -> Result<usize, String> {
+    let n = text.parse().map_err(|e: std::num::ParseIntError| e.to_string())?;
+    if (1..=MAX_FINDINGS).contains(&n) {
+        Ok(n)
+    } else {
+        Err(format!("give a number from 1 to {MAX_FINDINGS}"))
+    }
+}
+
+fn method(text: &str) -> Result<Method, String> {
+    let (name, files) = text.split_once('=').ok_or("give NAME=FILE,FILE,…")?;
+    let files: Vec<PathBuf> = files.split(',').map(PathBuf::from).collect();
+    if name.trim().is_empty() || files.iter().any(|f| f.as_os_str().is_empty()) {
+        return Err("give a name and the files of its repeats, as swt=a.json,b.json".to_owned());
+    }
+    Ok(Method { name: name.trim().to_owned(), files })
+}
+
 fn connectivity(text: &str) -> Result<Connectivity, String> {
     text.parse::<u8>().map_err(|e| e.to_string()).and_then(Connectivity::try_from)
 }
@@ -344,6 +389,11 @@ mod tests {
             "rondo model export 12345g --out m",
             "rondo site init --site UKER --name x",
             "rondo evaluate --reference a --prediction b --connectivity 8",
+            "rondo evaluate --reference a --prediction b --pictures p",
+            "rondo evaluate --reference a --prediction b --pictures-per-case 101",
+            "rondo compare",
+            "rondo compare --method swt",
+            "rondo compare --method swt=a.json,,b.json",
             "rondo cohort synth --centre mars --out d",
             "rondo cohort synth --centre uker --out d --shape 1x2",
             "rondo cohort synth --centre uker --out d --anatomy-mask m",

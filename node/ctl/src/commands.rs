@@ -1,6 +1,7 @@
 //! What each noun does. A handler asks, checks what comes back, and gives it to `render`.
 
 pub(crate) mod cohort;
+pub(crate) mod compare;
 pub(crate) mod evaluate;
 pub(crate) mod local;
 pub(crate) mod model;

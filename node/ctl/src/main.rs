@@ -55,6 +55,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Train(passed) => commands::local::run("train", passed, output).await,
         Command::Predict(passed) => commands::local::run("predict", passed, output).await,
         Command::Evaluate(args) => commands::evaluate::run(args, output),
+        Command::Compare(args) => commands::compare::run(&args, output),
         Command::Lab(command) => lab::run(command, output).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,13 +1,15 @@
 //! Lesion figures.
 
 use super::{figure, table};
+use rondo_imaging::comparison::{Comparison, Figure, MethodFigure};
 use rondo_imaging::metrics::{Evaluation, Pooled};
 
 /// Heads of the figures in [`pooled_cells`].
-pub(crate) const POOLED_HEAD: [&str; 11] = [
+pub(crate) const POOLED_HEAD: [&str; 12] = [
     "cases",
     "lesions",
     "found",
+    "false",
     "sensitivity",
     "precision",
     "FPR",
@@ -24,6 +26,7 @@ pub(crate) fn pooled_cells(p: &Pooled) -> Vec<String> {
         p.cases.to_string(),
         p.reference_lesions.to_string(),
         p.detected.to_string(),
+        p.false_positives.to_string(),
         figure(p.sensitivity, 3),
         figure(p.precision, 3),
         figure(p.fp_per_case, 2),
@@ -57,6 +60,7 @@ pub(crate) fn evaluation_text(evaluation: &Evaluation) -> String {
         "Dice",
         "surface Dice",
         "HD95 mm",
+        "HD mm",
     ];
     let rows = evaluation.cases.iter().map(|c| {
         vec![
@@ -73,6 +77,7 @@ pub(crate) fn evaluation_text(evaluation: &Evaluation) -> String {
             ),
             figure(c.whole_mask.surface_dice, 3),
             figure(c.whole_mask.hd95_mm, 2),
+            figure(c.whole_mask.hd_mm, 2),
         ]
     });
     let right: Vec<usize> = (1..head.len()).collect();
@@ -80,11 +85,73 @@ pub(crate) fn evaluation_text(evaluation: &Evaluation) -> String {
     if let Some(inside) = &evaluation.pooled_in_brain {
         pooled.push((vec!["inside the brain mask".to_owned()], inside));
     }
+    let no_mask = if evaluation.pooled_in_brain.is_none() {
+        "\nWithout --brain-mask there are no figures inside the brain."
+    } else {
+        ""
+    };
     format!(
-        "{}\n\nPooled (contour figures: means over found lesions; FPR: false positives per volume)\n{}",
+        "{}\n\nPooled (contour figures: means over found lesions; FPR: false positives per volume)\n{}{no_mask}",
         table(&head, &right, rows.collect()),
         pooled_table(&["predictions"], pooled),
     )
+}
+
+/// Methods side by side: a table of mean ± sd, and one of p-values.
+pub(crate) fn comparison_text(made: &Comparison) -> String {
+    let mut text = format!("{} cases, {} lesions", made.cases, made.reference_lesions);
+    let sets = [
+        Some(("in the whole volume", &made.figures)),
+        made.figures_in_brain.as_ref().map(|f| ("inside the brain mask", f)),
+    ];
+    for (name, figures) in sets.into_iter().flatten() {
+        text.push_str(&format!("\n\nPredictions {name}, mean ± sd (repeats)\n"));
+        text.push_str(&means(figures));
+        if figures.iter().any(|f| !f.tests.is_empty()) {
+            text.push_str("\n\nUnpaired two-sided t-tests, p\n");
+            text.push_str(&tests(figures));
+        }
+    }
+    for notice in &made.notices {
+        text.push_str(&format!("\nnote: {notice}"));
+    }
+    text
+}
+
+fn means(figures: &[Figure]) -> String {
+    let methods = figures.first().map(|f| f.methods.as_slice()).unwrap_or_default();
+    let head: Vec<&str> =
+        std::iter::once("figure").chain(methods.iter().map(|m| m.method.as_str())).collect();
+    let rows = figures.iter().map(|f| {
+        let cell = |m: &MethodFigure| {
+            let s = &m.summary;
+            format!("{} ± {} ({})", figure(s.mean, 3), figure(s.sd, 3), s.n)
+        };
+        std::iter::once(f.figure.to_owned()).chain(f.methods.iter().map(cell)).collect()
+    });
+    table(&head, &(1..head.len()).collect::<Vec<_>>(), rows.collect())
+}
+
+fn tests(figures: &[Figure]) -> String {
+    let rows = figures.iter().flat_map(|f| {
+        f.tests.iter().map(|t| {
+            vec![
+                f.figure.to_owned(),
+                format!("{} – {}", t.a, t.b),
+                probability(t.student.map(|t| t.p)),
+                probability(t.welch.map(|t| t.p)),
+            ]
+        })
+    });
+    table(&["figure", "methods", "Student", "Welch"], &[2, 3], rows.collect())
+}
+
+/// In powers of ten below 0.001, so that a small probability is not shown as none.
+fn probability(p: Option<f64>) -> String {
+    match p {
+        Some(p) if p < 0.001 => format!("{p:.1e}"),
+        p => figure(p, 3),
+    }
 }
 
 #[cfg(test)]
@@ -93,11 +160,21 @@ mod tests {
     use rondo_imaging::metrics::pool;
 
     #[test]
+    fn a_small_probability_is_not_none() {
+        assert_eq!(probability(Some(0.0)), "0.0e0");
+        assert_eq!(probability(Some(1.234e-7)), "1.2e-7");
+        assert_eq!(
+            (probability(Some(0.0443)).as_str(), probability(None).as_str()),
+            ("0.044", "–")
+        );
+    }
+
+    #[test]
     fn undefined_figures_are_dashes() {
         let none = pool(&[]);
         let cells = pooled_cells(&none);
         assert_eq!(cells.len(), POOLED_HEAD.len());
-        assert_eq!(cells[3], "–");
+        assert_eq!(cells[4], "–");
         assert!(pooled_table(&["set"], vec![(vec!["all".into()], &none)]).contains("surface Dice"));
     }
 }

@@ -176,17 +176,7 @@ fn judge(
     case: &EvaluationCase,
     settings: &Settings,
 ) -> Result<(CaseResult, Option<CaseResult>), Error> {
-    let (geometry, reference) = nifti::read_labels(&case.reference)?.into_parts();
-    let is_lesion =
-        |v: &u16| u8::from(*v > 0 && (settings.labels.is_empty() || settings.labels.contains(v)));
-    let reference = reference.map(is_lesion);
-    let (grid, prediction) = nifti::read_labels(&case.prediction)?.into_parts();
-    same_grid(&geometry, &grid, case, &case.prediction)?;
-    let prediction = if prediction.iter().all(|v| *v <= 1) {
-        prediction.map(|v| u8::from(*v > 0))
-    } else {
-        prediction.map(is_lesion)
-    };
+    let Masks { geometry, reference, prediction } = read_masks(case, &settings.labels)?;
     let spacing = geometry.spacing_mm();
     let result = evaluate_case(&case.id, &reference, &prediction, spacing, settings);
     let Some(path) = &case.brain_mask else {
@@ -198,6 +188,35 @@ fn judge(
     let in_brain = (inside != prediction)
         .then(|| evaluate_case(&case.id, &reference, &inside, spacing, settings));
     Ok((result, in_brain))
+}
+
+/// What is compared of a case.
+#[derive(Debug, Clone)]
+pub struct Masks {
+    /// The grid of both.
+    pub geometry: Geometry,
+    /// 1 where the truth is lesion.
+    pub reference: Array3<u8>,
+    /// 1 where the prediction is.
+    pub prediction: Array3<u8>,
+}
+
+/// Reads both masks of a case by the rule of [`Options::labels`].
+///
+/// # Errors
+/// A file that cannot be read, and masks on different grids.
+pub fn read_masks(case: &EvaluationCase, labels: &[u16]) -> Result<Masks, Error> {
+    let (geometry, reference) = nifti::read_labels(&case.reference)?.into_parts();
+    let is_lesion = |v: &u16| u8::from(*v > 0 && (labels.is_empty() || labels.contains(v)));
+    let reference = reference.map(is_lesion);
+    let (grid, prediction) = nifti::read_labels(&case.prediction)?.into_parts();
+    same_grid(&geometry, &grid, case, &case.prediction)?;
+    let prediction = if prediction.iter().all(|v| *v <= 1) {
+        prediction.map(|v| u8::from(*v > 0))
+    } else {
+        prediction.map(is_lesion)
+    };
+    Ok(Masks { geometry, reference, prediction })
 }
 
 fn same_grid(

@@ -28,7 +28,7 @@ mod evaluate;
 use serde::{Deserialize, Serialize};
 
 pub use case::{dice, evaluate_case};
-pub use evaluate::{Error, EvaluationCase, Options, evaluate, match_folders};
+pub use evaluate::{Error, EvaluationCase, Masks, Options, evaluate, match_folders, read_masks};
 
 use crate::lesion::Connectivity;
 

@@ -1,0 +1,12 @@
+//! `rondo compare`.
+
+use crate::args::Compare;
+use crate::exit::{Exit, Failure};
+use crate::output::Output;
+use crate::render::figures::comparison_text;
+use rondo_imaging::comparison;
+
+pub(crate) fn run(args: &Compare, output: Output) -> Result<(), Failure> {
+    let made = comparison::compare(&args.methods).map_err(|e| Failure::new(Exit::BadInput, e))?;
+    output.give("rondo.compare/1", &made, || comparison_text(&made))
+}
