@@ -111,7 +111,7 @@ fn files_are_not_believed() {
     };
     refused("", "EOF");
     refused("{\"schema\":\"rondo.evaluate/1\"}", "missing field");
-    refused(&format!("{{\"x\":{}", "[".repeat(100_000)), "recursion limit");
+    refused(&format!("{{\"x\":{}", "[".repeat(100_000)), "EOF while parsing");
     refused(&changed(|v| v["schema"] = json!("rondo.evaluate/2")), "its schema");
     refused(&changed(|v| v["pooled"]["sensitivity"] = json!(0.99)), "pooled sensitivity");
     refused(&changed(|v| v["pooled"]["detected"] = json!(10)), "pooled count");

@@ -63,10 +63,6 @@ pub fn write(path: &Path, evaluation: &Evaluation, album: Option<&Album>) -> Res
 /// None that a well-formed evaluation causes.
 pub fn html(evaluation: &Evaluation, album: Option<&Album>) -> Result<String, Error> {
     let lesions: Vec<&LesionResult> = evaluation.cases.iter().flat_map(|c| &c.lesions).collect();
-    let pooled = [
-        Some(("whole volume", &evaluation.pooled)),
-        evaluation.pooled_in_brain.as_ref().map(|p| ("inside the brain mask", p)),
-    ];
     let listed = evaluation
         .cases
         .iter()
@@ -75,7 +71,8 @@ pub fn html(evaluation: &Evaluation, album: Option<&Album>) -> Result<String, Er
         version: env!("CARGO_PKG_VERSION"),
         settings: settings(evaluation),
         brain_mask: evaluation.pooled_in_brain.is_some(),
-        pooled: pooled.into_iter().flatten().map(|(name, p)| pooled_row(name, p)).collect(),
+        sets: sets(evaluation).map(|(name, _)| name).collect(),
+        pooled: pooled_rows(evaluation),
         cases: evaluation.cases.iter().take(MAX_CASES).map(case_row).collect(),
         cases_beyond: evaluation.cases.len().saturating_sub(MAX_CASES),
         bins: bins::bins(&lesions),
@@ -94,6 +91,8 @@ struct Page {
     version: &'static str,
     settings: Vec<(&'static str, String)>,
     brain_mask: bool,
+    /// Which predictions a column of `pooled` is about.
+    sets: Vec<&'static str>,
     pooled: Vec<Row>,
     cases: Vec<Row>,
     cases_beyond: usize,
@@ -185,22 +184,33 @@ fn settings(evaluation: &Evaluation) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn pooled_row(name: &str, p: &Pooled) -> Row {
-    let cells = vec![
-        p.cases.to_string(),
-        p.reference_lesions.to_string(),
-        p.detected.to_string(),
-        p.false_positives.to_string(),
-        figure(p.sensitivity, 3),
-        figure(p.precision, 3),
-        figure(p.fp_per_case, 2),
-        figure(p.f1, 3),
-        figure(p.f2, 3),
-        figure(p.dice, 3),
-        figure(p.surface_dice, 3),
-        figure(p.hd95_mm, 2),
+/// The pooled figures, with predictions outside the brain and without.
+fn sets(evaluation: &Evaluation) -> impl Iterator<Item = (&'static str, &Pooled)> {
+    let inside = evaluation.pooled_in_brain.as_ref();
+    std::iter::once(("Whole volume", &evaluation.pooled))
+        .chain(inside.map(|pooled| ("Inside the brain mask", pooled)))
+}
+
+fn pooled_rows(evaluation: &Evaluation) -> Vec<Row> {
+    let rows: [(&str, fn(&Pooled) -> String); 12] = [
+        ("Cases", |p| p.cases.to_string()),
+        ("Reference lesions", |p| p.reference_lesions.to_string()),
+        ("Found", |p| p.detected.to_string()),
+        ("False positives", |p| p.false_positives.to_string()),
+        ("Sensitivity", |p| figure(p.sensitivity, 3)),
+        ("Precision", |p| figure(p.precision, 3)),
+        ("FPR: false positives per case", |p| figure(p.fp_per_case, 2)),
+        ("F1", |p| figure(p.f1, 3)),
+        ("F2", |p| figure(p.f2, 3)),
+        ("Dice", |p| figure(p.dice, 3)),
+        ("Surface Dice", |p| figure(p.surface_dice, 3)),
+        ("HD95, mm", |p| figure(p.hd95_mm, 2)),
     ];
-    Row { head: name.to_owned(), cells }
+    let row = |(head, cell): (&str, fn(&Pooled) -> String)| Row {
+        head: head.to_owned(),
+        cells: sets(evaluation).map(|(_, pooled)| cell(pooled)).collect(),
+    };
+    rows.into_iter().map(row).collect()
 }
 
 fn case_row(case: &CaseResult) -> Row {

@@ -111,12 +111,11 @@ impl<'a> Case<'a> {
         let geometry = self.image.geometry();
         let values = view.linear(geometry, self.image.data());
         let classes = view.nearest(geometry, &self.found.classes);
-        let [width, height] = view.pixels.map(|n| n as usize);
-        let missed = Outline::of(&classes, MISSED, width, height);
-        let found = Outline::of(&classes, FOUND, width, height);
+        let missed = outline(&classes, MISSED, view, 2);
+        let found = outline(&classes, FOUND, view, 1);
         let mut picture = RgbImage::new(view.pixels[0], view.pixels[1]);
         for (x, y, pixel) in picture.enumerate_pixels_mut() {
-            let at = y as usize * width + x as usize;
+            let at = (y * view.pixels[0] + x) as usize;
             let grey = values[at].map_or(0, |value| self.window.grey(value));
             let tint = match classes[at] & (TRUE_POSITIVE | FALSE_POSITIVE) {
                 0 => None,
@@ -124,8 +123,8 @@ impl<'a> Case<'a> {
                 _ => Some(GREEN),
             };
             pixel.0 = match tint {
-                _ if missed.inner[at] || missed.outer[at] => YELLOW,
-                _ if found.inner[at] => BLUE,
+                _ if missed[at] => YELLOW,
+                _ if found[at] => BLUE,
                 Some(colour) => colour
                     .map(|c| (f32::from(grey) * (1.0 - TINT) + f32::from(c) * TINT).round() as u8),
                 None => [grey; 3],
@@ -137,30 +136,24 @@ impl<'a> Case<'a> {
     }
 }
 
-/// Pixels at the edge of what has a bit.
-struct Outline {
-    /// With the bit, beside one without.
-    inner: Vec<bool>,
-    /// Without the bit, beside one with it.
-    outer: Vec<bool>,
-}
-
-impl Outline {
-    fn of(classes: &[u8], bit: u8, width: usize, height: usize) -> Self {
-        let has = |x: usize, y: usize| x < width && y < height && classes[y * width + x] & bit != 0;
-        let edge = |inside: bool| {
-            let mut out = vec![false; classes.len()];
-            for (at, out) in out.iter_mut().enumerate() {
-                let (x, y) = (at % width, at / width);
-                // Wrapping turns the pixel before the first into one beyond the last.
-                let beside =
-                    [(x.wrapping_sub(1), y), (x + 1, y), (x, y.wrapping_sub(1)), (x, y + 1)];
-                *out = has(x, y) == inside && beside.iter().any(|(x, y)| has(*x, *y) != inside);
+/// Pixels without a bit that are at most `reach` pixels from one with it, along rows and columns:
+/// an outline just outside, which hides nothing of what is in it.
+fn outline(classes: &[u8], bit: u8, view: View, reach: i64) -> Vec<bool> {
+    let [width, height] = view.pixels.map(i64::from);
+    let mut out = vec![false; classes.len()];
+    for at in classes.iter().enumerate().filter(|(_, c)| *c & bit != 0).map(|(at, _)| at as i64) {
+        let (x, y) = (at % width, at / width);
+        for dy in -reach..=reach {
+            let rest = reach - dy.abs();
+            for x in (x - rest).max(0)..=(x + rest).min(width - 1) {
+                if (0..height).contains(&(y + dy)) {
+                    let near = ((y + dy) * width + x) as usize;
+                    out[near] |= classes[near] & bit == 0;
+                }
             }
-            out
-        };
-        Self { inner: edge(true), outer: edge(false) }
+        }
     }
+    out
 }
 
 /// White lines around a point: the corners of a square, or all of it.

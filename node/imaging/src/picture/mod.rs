@@ -9,6 +9,8 @@
 //! | yellow outline, 2 pixels | reference lesion that no predicted voxel touches: missed |
 //! | blue outline, 1 pixel | reference lesion that was found, to compare contours |
 //!
+//! Outlines run just outside, so that they hide nothing of a small lesion.
+//!
 //! Components and what touches are those of [`crate::metrics`]; nothing is cut to a brain mask.
 //!
 //! Planes are those of RAS space, whatever way the grid lies in it: axial, coronal and sagittal

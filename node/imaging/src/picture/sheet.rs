@@ -44,7 +44,7 @@ fn row(case: &Case<'_>, n: usize, finding: &Finding) -> RgbImage {
     let mut tiles: Vec<_> = (Plane::ALL.into_iter())
         .map(|plane| (words(plane), case.close(plane, finding, TILE, half_mm)))
         .collect();
-    tiles.push(("AXIAL", case.locator(finding, TILE, half_mm)));
+    tiles.push(("WHOLE AXIAL SLICE", case.locator(finding, TILE, half_mm)));
 
     let width = GAP + tiles.len() as u32 * (TILE + GAP);
     let mut row = RgbImage::from_pixel(width, HEAD + TILE + GAP, image::Rgb(BACKGROUND));

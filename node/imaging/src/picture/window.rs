@@ -9,9 +9,9 @@ const SAMPLES: usize = 1 << 20;
 /// Head: brighter than this share of the way from the 2nd to the 98th percentile, as FSL's BET
 /// finds a first threshold.
 const HEAD_SHARE: f32 = 0.1;
-/// Percentiles of the head that become black and white. Vessels and enhancing lesions are the few
-/// brightest voxels and shall keep their shades.
-const WINDOW: (f64, f64) = (0.5, 99.8);
+/// Percentiles of the head that become black and white. Fat of the scalp is brighter than all else
+/// and need not keep its shades; a stripped brain has that many voxels in vessels and lesions.
+const WINDOW: (f64, f64) = (0.5, 98.0);
 /// Positions of head voxels beyond these percentiles are noise in the air.
 const BOX: (f64, f64) = (0.1, 99.9);
 
