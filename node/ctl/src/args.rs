@@ -5,7 +5,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use rondo::ids::SiteId;
 use rondo_imaging::comparison::Method;
 use rondo_imaging::lesion::Connectivity;
-use rondo_imaging::phantom::Centre;
+use rondo_imaging::phantom::{Centre, Slices};
 use rondo_imaging::picture::{DEFAULT_FINDINGS, MAX_FINDINGS};
 use std::path::PathBuf;
 
@@ -53,6 +53,9 @@ pub(crate) enum Command {
     /// Cohorts: make a synthetic one, measure one, check one.
     #[command(subcommand)]
     Cohort(Cohort),
+    /// Images of any format: what they are, and as NIfTI.
+    #[command(subcommand)]
+    Image(Image),
     /// Train on this machine without any peer (options of `rondo-trainer train`).
     #[command(disable_help_flag = true)]
     Train(Passed),
@@ -187,12 +190,99 @@ pub(crate) enum Cohort {
     Stats(CohortFile),
     /// Read every file of a cohort and name what cannot be used.
     Check(CohortFile),
+    /// Prepare every case as training sees it, once; what is there already is not done again.
+    Preprocess(Preprocess),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Preprocess {
+    /// cohort.toml, or its folder.
+    pub(crate) cohort: PathBuf,
+    /// Work folder of the training that will use them.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) work: PathBuf,
+    /// Write image, label and brain as NIfTI on the working grid too, to look at.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) export: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Show grid, orientation and values of an image, or the series of a DICOM folder.
+    Info(ImageInfo),
+    /// Write a DICOM series as NIfTI; or a label as NIfTI, DICOM SEG or RTSTRUCT.
+    Convert(ImageConvert),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageInfo {
+    /// A NIfTI file, a DICOM file, or a folder of DICOM files.
+    #[arg(value_name = "FILE|FOLDER")]
+    pub(crate) path: PathBuf,
+    /// Series Instance UID, where a folder holds several series.
+    #[arg(long, value_name = "UID")]
+    pub(crate) series: Option<String>,
+    /// Read headers only.
+    #[arg(long)]
+    pub(crate) headers: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageConvert {
+    /// The image; with --on, a label: NIfTI, RTSTRUCT or DICOM SEG.
+    #[arg(value_name = "FILE|FOLDER")]
+    pub(crate) input: PathBuf,
+    /// NAME.nii.gz or NAME.nii; with --as, a DICOM file.
+    #[arg(value_name = "OUT")]
+    pub(crate) out: PathBuf,
+    /// Series Instance UID, where the folder of the image holds several series.
+    #[arg(long, value_name = "UID")]
+    pub(crate) series: Option<String>,
+    /// The input is a label of this image.
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) on: Option<PathBuf>,
+    /// Contours to take, where the label is an RTSTRUCT.
+    #[arg(long = "roi", value_name = "NAME", requires = "on")]
+    pub(crate) rois: Vec<String>,
+    /// Label values to take, where the label is a NIfTI file [default: all above 0].
+    #[arg(long = "label", value_name = "VALUE", requires = "on")]
+    pub(crate) labels: Vec<u16>,
+    /// Write a DICOM object that refers to the series of --on.
+    #[arg(long = "as", value_name = "KIND", requires = "on")]
+    pub(crate) kind: Option<DicomKind>,
+}
+
+/// A DICOM object that holds a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DicomKind {
+    /// Segmentation.
+    Seg,
+    /// RT Structure Set.
+    Rtstruct,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct CohortFile {
     /// cohort.toml, or its folder.
     pub(crate) cohort: PathBuf,
+}
+
+/// [`Slices`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum SlicesName {
+    /// All volumes on the grid that is asked for.
+    Grid,
+    /// As thick as the centre's scanner makes them.
+    Scanner,
+}
+
+impl From<SlicesName> for Slices {
+    fn from(name: SlicesName) -> Self {
+        match name {
+            SlicesName::Grid => Self::Grid,
+            SlicesName::Scanner => Self::Scanner,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -218,6 +308,9 @@ pub(crate) struct Synth {
     /// Millimetres between voxels along each axis.
     #[arg(long, default_value = "1x1x1", value_name = "AxBxC", value_parser = triple::<f64>, conflicts_with = "anatomy")]
     pub(crate) spacing: [f64; 3],
+    /// Slices of that grid, or as thick as the centre's scanner makes them.
+    #[arg(long, default_value = "grid", conflicts_with = "anatomy")]
+    pub(crate) slices: SlicesName,
     /// The same seed makes the same cohort.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,

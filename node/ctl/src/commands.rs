@@ -3,6 +3,7 @@
 pub(crate) mod cohort;
 pub(crate) mod compare;
 pub(crate) mod evaluate;
+pub(crate) mod image;
 pub(crate) mod local;
 pub(crate) mod model;
 pub(crate) mod peer;

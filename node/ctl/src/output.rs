@@ -1,6 +1,7 @@
 //! Where things are said: results on standard output, progress and notes on standard error.
 
 use crate::exit::Failure;
+use crate::render::span;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -81,6 +82,7 @@ pub(crate) struct Steps {
     what: &'static str,
     bar: Option<ProgressBar>,
     said: Mutex<Option<Instant>>,
+    start: Instant,
 }
 
 impl Steps {
@@ -94,7 +96,7 @@ impl Steps {
                 )
                 .with_prefix(what)
         });
-        Self { what, bar, said: Mutex::new(None) }
+        Self { what, bar, said: Mutex::new(None), start: Instant::now() }
     }
 
     /// Item `item` was done: `done` of `total`.
@@ -107,7 +109,12 @@ impl Steps {
         }
         let Ok(mut said) = self.said.lock() else { return };
         if done == total || said.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
-            note(&format!("{}: {done} of {total} ({item})", self.what));
+            let left = total.saturating_sub(done) as f64 / done.max(1) as f64;
+            let left = match self.start.elapsed().as_secs_f64() * left {
+                s if s >= 1.0 => format!(", about {} left", span(s)),
+                _ => String::new(),
+            };
+            note(&format!("{}: {done} of {total} ({item}){left}", self.what));
             *said = Some(Instant::now());
         }
     }

@@ -6,21 +6,25 @@
 
 pub mod bias;
 mod bounds;
+pub mod brain;
 pub mod cohort;
-pub mod dicom;
 pub mod comparison;
+pub mod dicom;
 pub mod distance;
 pub mod durable;
 pub mod lesion;
 pub mod metrics;
 mod nearest;
 pub mod nifti;
+pub mod orientation;
 pub mod page;
 pub mod phantom;
 pub mod picture;
 pub mod prepared;
 pub mod preprocess;
 pub mod repeats;
+pub mod resample;
+pub mod source;
 pub mod spreadsheet;
 pub mod surface;
 pub mod volume;

@@ -5,7 +5,7 @@
 //! <folder>/seen         which files were read whole before, see `seen`
 //! ```
 //! The key is the SHA-256 of everything a prepared case depends on: the bytes of its image, label and
-//! brain mask, the label rule, the background and [`VERSION`]. A changed file has another key and is
+//! brain mask, the label rule, the settings of its preparation and [`VERSION`]. A changed file has another key and is
 //! prepared anew; a copy under another name is not. Ids, patients and paths are in no file.
 //!
 //! Mapped pages belong to the kernel's cache: a cohort may be larger than memory.
@@ -30,13 +30,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Progress;
 use crate::cohort::{Case, Cohort};
-use crate::preprocess::{self, Normalisation, PreparedImage, prepare_image, read_label};
+use crate::preprocess::{self, PreparedImage, Steps, prepare_image};
+use crate::source;
 use crate::volume::Geometry;
 use seen::{Identity, Seen};
 
 /// Version of the preprocessing and of the file; to be raised when either changes.
-pub const VERSION: u32 = 1;
-/// Most cases prepared at once, each of which takes about 20 bytes a voxel (240×240×155: 180 MB).
+pub const VERSION: u32 = 2;
+/// Most cases prepared at once, each of which takes about 20 bytes a voxel of its source.
 pub const IN_FLIGHT: usize = 4;
 /// Bytes of a file that are hashed at a time.
 const READ_AT_ONCE: usize = 1 << 20;
@@ -49,6 +50,9 @@ pub enum Error {
     /// The case itself; others can go on.
     #[error(transparent)]
     Case(#[from] preprocess::Error),
+    /// The folder of a DICOM series cannot be listed; others can go on.
+    #[error(transparent)]
+    Listing(#[from] source::Error),
     /// A file of the case could not be read; others can go on.
     #[error("reading {}: {source}", path.display())]
     Source {
@@ -101,7 +105,7 @@ impl Error {
     /// Whether other cases would fail in the same way.
     #[must_use]
     pub fn concerns_all(&self) -> bool {
-        !matches!(self, Self::Case(_) | Self::Source { .. } | Self::Changed(_))
+        !matches!(self, Self::Case(_) | Self::Listing(_) | Self::Source { .. } | Self::Changed(_))
     }
 }
 
@@ -137,22 +141,16 @@ impl Prepared {
         self.mapped.brain()
     }
 
-    /// Grid of the source; a prediction is written onto it with [`crate::nifti::write`].
+    /// The working grid.
     #[must_use]
     pub fn geometry(&self) -> &Geometry {
         &self.mapped.geometry
     }
 
-    /// What was applied to the image.
+    /// What was done to the image.
     #[must_use]
-    pub fn normalisation(&self) -> Normalisation {
-        self.mapped.notes.normalisation
-    }
-
-    /// Peculiarities of the source files.
-    #[must_use]
-    pub fn notices(&self) -> &[String] {
-        &self.mapped.notes.notices
+    pub fn steps(&self) -> &Steps {
+        &self.mapped.notes
     }
 
     /// SHA-256 of everything this case depends on: equal digests, equal arrays.
@@ -274,15 +272,19 @@ impl Store {
     }
 
     fn one(&self, cohort: &Cohort, case: &Case) -> Result<Prepared, Error> {
-        let sources = [&case.image, &case.label, &case.brain_mask];
-        let mut identities = Vec::with_capacity(sources.len());
-        let mut digests = Vec::with_capacity(sources.len());
-        for path in sources {
-            let (identity, digest) = self.digest(path)?;
-            identities.push(identity);
-            digests.push(digest);
+        let mut identities = Vec::new();
+        let mut digests = Vec::new();
+        for (_, path) in case.paths() {
+            let files = source::files(path)?;
+            let mut whole = Sha256::new();
+            for file in &files {
+                let (identity, digest) = self.digest(file)?;
+                whole.update(digest);
+                identities.push((file.clone(), identity));
+            }
+            digests.push(whole.finalize().into());
         }
-        let key = key(cohort, &digests);
+        let key = key(cohort, case, &digests);
         let path = self.folder.join(format!("{}.case", hex(&key)));
         let ready =
             |mapped| Prepared { id: case.id.clone(), patient: case.patient.clone(), key, mapped };
@@ -290,17 +292,16 @@ impl Store {
         if let Ok(mapped) = self.map(&path, &key) {
             return Ok(ready(mapped));
         }
-        let PreparedImage { image, brain, geometry, normalisation, notices } =
-            prepare_image(&case.image, &case.brain_mask, cohort.background)?;
-        let label = read_label(&case.label, &geometry, &cohort.label)?;
-        for (path, before) in sources.into_iter().zip(identities) {
-            if !Identity::of(&open(path)?).map_err(source(path))?.is(&before) {
+        let mut made = prepare_image(&case.sources(), &cohort.preprocess)?;
+        let label = made.read_label(&case.label, &cohort.label)?;
+        for (path, before) in &identities {
+            if !Identity::of(&open(path)?).map_err(unreadable(path))?.is(before) {
                 return Err(Error::Changed(path.clone()));
             }
         }
+        let PreparedImage { image, brain, geometry, steps, .. } = made;
         let bytes = file::length(geometry.shape()).unwrap_or(u64::MAX);
-        let notes = file::Notes { normalisation, notices };
-        file::write(&path, &key, &geometry, &notes, &image, [&label, &brain])
+        file::write(&path, &key, &geometry, &steps, &image, [&label, &brain])
             .map_err(|source| Error::Write { path: path.clone(), bytes, source })?;
         drop((image, label, brain));
         self.map(&path, &key).map(ready).map_err(|problem| Error::Damaged { path, problem })
@@ -322,20 +323,20 @@ impl Store {
     /// SHA-256 of a whole file, from memory if it was read before and not touched since.
     fn digest(&self, path: &Path) -> Result<(Identity, [u8; 32]), Error> {
         let mut file = open(path)?;
-        let identity = Identity::of(&file).map_err(source(path))?;
+        let identity = Identity::of(&file).map_err(unreadable(path))?;
         let known = self.seen().get(&identity);
         if let Some(digest) = known {
             return Ok((identity, digest));
         }
         let (mut hash, mut buffer) = (Sha256::new(), vec![0; READ_AT_ONCE]);
         loop {
-            match file.read(&mut buffer).map_err(source(path))? {
+            match file.read(&mut buffer).map_err(unreadable(path))? {
                 0 => break,
                 n => hash.update(&buffer[..n]),
             }
         }
         let digest = hash.finalize().into();
-        if !Identity::of(&file).map_err(source(path))?.is(&identity) {
+        if !Identity::of(&file).map_err(unreadable(path))?.is(&identity) {
             return Err(Error::Changed(path.to_path_buf()));
         }
         self.seen().put(&identity, digest);
@@ -344,28 +345,34 @@ impl Store {
 }
 
 fn open(path: &Path) -> Result<File, Error> {
-    File::open(path).map_err(source(path))
+    File::open(path).map_err(unreadable(path))
 }
 
-fn source(path: &Path) -> impl FnOnce(io::Error) -> Error {
+fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
     |source| Error::Source { path, source }
 }
 
 /// Name of a prepared case: every text and list is preceded by its length, so nothing runs together.
-fn key(cohort: &Cohort, digests: &[[u8; 32]]) -> [u8; 32] {
+fn key(cohort: &Cohort, case: &Case, digests: &[[u8; 32]]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(b"rondo prepared case");
     hash.update(VERSION.to_le_bytes());
-    hash.update([match cohort.background {
-        preprocess::Background::Zscore => 0,
-        preprocess::Background::Zero => 1,
-    }]);
+    let mut text = |text: &str| {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    };
+    // JSON of the settings: fields in the order of the struct, numbers that read back the same.
+    text(&serde_json::to_string(&cohort.preprocess).unwrap_or_default());
+    text(case.series.as_deref().unwrap_or_default());
+    let rois: BTreeSet<&str> = cohort.label.rois.iter().map(String::as_str).collect();
+    text(&serde_json::to_string(&rois).unwrap_or_default());
     for values in [&cohort.label.include, &cohort.label.ignore] {
         let values: BTreeSet<u16> = values.iter().copied().collect();
         hash.update((values.len() as u64).to_le_bytes());
         values.iter().for_each(|v| hash.update(v.to_le_bytes()));
     }
+    hash.update([u8::from(case.brain_mask.is_some())]);
     digests.iter().for_each(|digest| hash.update(digest));
     hash.finalize().into()
 }

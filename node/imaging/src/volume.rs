@@ -1,5 +1,6 @@
 //! A grid in the scanner's space, and values on it.
 
+use crate::orientation::AxisOrder;
 use nalgebra::{Matrix3, Matrix4, Vector4};
 use ndarray::Array3;
 
@@ -178,6 +179,28 @@ impl<T: Clone> Volume<T> {
     /// Grid and values.
     pub fn into_parts(self) -> (Geometry, Array3<T>) {
         (self.geometry, self.data)
+    }
+
+    /// The same values with their axes stored as those of `grid`, which may differ by exchanged and
+    /// reversed axes.
+    ///
+    /// # Errors
+    /// What sets the two grids apart, in words, if they do not hold the same voxels.
+    pub fn stored_as(self, grid: &Geometry) -> Result<Self, String> {
+        if grid.matches(&self.geometry) {
+            return Ok(self);
+        }
+        let (own, wanted) = (AxisOrder::canonical(&self.geometry), AxisOrder::canonical(grid));
+        let between = own.then(&wanted.inverse());
+        let turned = between.grid(&self.geometry).map_err(|e| e.to_string())?;
+        if !grid.matches(&turned) {
+            let canonical = |order: AxisOrder, g: &Geometry| order.grid(g).ok();
+            let apart = canonical(wanted, grid)
+                .zip(canonical(own, &self.geometry))
+                .and_then(|(a, b)| a.difference(&b));
+            return Err(apart.unwrap_or_else(|| "other axes".to_owned()));
+        }
+        between.apply(self).map_err(|e| e.to_string())
     }
 
     /// Other values on the same grid.

@@ -103,8 +103,7 @@ fn what_is_written_here_is_read_by_nibabel() {
         let shorts = volume.map(|v| i16::from(*v));
         files.push((put(dir.path(), format!("{name}-i.nii.gz"), &shorts), "int16", affine, name));
     }
-    let names: Vec<&str> =
-        ["read"].into_iter().chain(files.iter().map(|f| f.0.as_str())).collect();
+    let names: Vec<&str> = ["read"].into_iter().chain(files.iter().map(|f| f.0.as_str())).collect();
     let Some(out) = python(&names) else { return };
     let read: Vec<Value> = serde_json::from_slice(&out).unwrap();
     assert_eq!(read.len(), files.len());

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use rondo_imaging::lesion::{Connectivity, components};
 use rondo_imaging::nifti;
 use rondo_imaging::phantom::{Anatomy, Centre, SynthOptions, phantom};
-use rondo_imaging::preprocess::{Background, prepare_image};
+use rondo_imaging::preprocess::{Settings, Sources, prepare_image};
+use rondo_imaging::resample::value_at;
 
 fn shared(path: &str) -> Option<PathBuf> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
@@ -29,10 +30,11 @@ fn colin27_is_normalised_like_numpy_does_it() {
     let golden: serde_json::Value =
         serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
     let golden = &golden["normalise"];
-    let made = prepare_image(&head, &mask, Background::Zscore).unwrap();
+    let sources = Sources { image: &head, series: None, brain_mask: Some(&mask) };
+    let made = prepare_image(&sources, &Settings::native()).unwrap();
     assert_eq!(made.geometry.shape(), [181, 217, 181]);
     assert_eq!(made.geometry.affine()[(1, 3)], -125.0);
-    let n = made.normalisation;
+    let n = made.steps.normalisation;
     let most = made.image.iter().copied().fold(f32::MIN, f32::max);
     let corner = made.image[[0, 0, 0]];
     for (key, ours) in [
@@ -46,6 +48,41 @@ fn colin27_is_normalised_like_numpy_does_it() {
     ] {
         let theirs = golden[key].as_f64().unwrap();
         assert!((ours / theirs - 1.0).abs() < 1e-6, "{key}: {ours} against {theirs}");
+    }
+}
+
+/// Values between voxels, at points in LPS mm as SimpleITK gives them.
+#[test]
+fn linear_interpolation_equals_simpleitk() {
+    let (Some(json), Some(tensors)) =
+        (shared("golden/imaging/imaging.json"), shared("golden/imaging/imaging.safetensors"))
+    else {
+        return;
+    };
+    let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let file = golden["linear"]["file"].as_str().unwrap();
+    let Some(path) = shared(&format!("data/contrast-tumour/{file}")) else { return };
+    let image = nifti::read_image(&path).unwrap().volume;
+    for (n, size) in golden["linear"]["size"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(image.geometry().shape()[n] as u64, size.as_u64().unwrap());
+        let spacing = golden["linear"]["spacing_mm"][n].as_f64().unwrap();
+        assert!((image.geometry().spacing_mm()[n] - spacing).abs() < 1e-5);
+    }
+    let bytes = std::fs::read(tensors).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let numbers = |name: &str| -> Vec<f64> {
+        let (numbers, _) = tensors.tensor(name).unwrap().data().as_chunks::<8>();
+        numbers.iter().map(|b| f64::from_le_bytes(*b)).collect()
+    };
+    let (points, values) = (numbers("linear.points_lps_mm"), numbers("linear.values"));
+    assert!(values.len() >= 100 && points.len() == 3 * values.len());
+    for (point, expected) in points.as_chunks::<3>().0.iter().zip(values) {
+        let [x, y, z] = *point;
+        let ours = value_at(&image, [-x, -y, z]).unwrap();
+        assert!(
+            (f64::from(ours) - expected).abs() < 1e-3,
+            "{ours} against {expected} at {point:?}"
+        );
     }
 }
 

@@ -2,7 +2,6 @@
 
 use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 use rondo_imaging::cohort::Split;
-use rondo_imaging::preprocess::Background;
 use rondo_learn::device::Choice;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -102,27 +101,43 @@ pub struct Predict {
     /// Cases of the cohort to segment.
     #[arg(long, default_value = "test")]
     pub split: SplitName,
-    /// One image instead of a cohort.
-    #[arg(long, value_name = "FILE", requires = "brain_mask")]
+    /// One image instead of a cohort: a NIfTI file, or the folder of a DICOM series.
+    #[arg(long, value_name = "PATH")]
     pub image: Option<PathBuf>,
-    /// Brain mask of that image.
+    /// Series Instance UID, where that folder holds several series.
+    #[arg(long, value_name = "UID", requires = "image")]
+    pub series: Option<String>,
+    /// Brain mask of that image [default: by the cohort's command, else a rough estimate].
     #[arg(long, value_name = "FILE", requires = "image")]
     pub brain_mask: Option<PathBuf>,
-    /// What the model saw outside the brain in training; a cohort says so itself.
-    #[arg(long, default_value = "zscore", requires = "image")]
-    pub background: BackgroundName,
+    /// Prepare that image as the cases of this cohort are [default: the paper's way].
+    #[arg(long, value_name = "COHORT", requires = "image")]
+    pub like: Option<PathBuf>,
     /// Folder for the masks: one NIfTI file per case, on the grid of its image.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Write probability maps too, into the folder `probability` below.
     #[arg(long)]
     pub probability: bool,
+    /// Write DICOM objects too, which refer to the source series, beside the masks:
+    /// FILE.seg.dcm, FILE.rtstruct.dcm.
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub dicom: Vec<DicomKind>,
     /// auto, cpu, cuda:N or flex.
     #[arg(long, default_value_t = Choice::Auto)]
     pub device: Choice,
     /// Progress and result as JSON lines.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A DICOM object that holds a prediction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DicomKind {
+    /// Segmentation.
+    Seg,
+    /// RT Structure Set.
+    Rtstruct,
 }
 
 /// Arguments of `import`.
@@ -239,24 +254,6 @@ impl SplitName {
             Self::Validation => &[Split::Validation],
             Self::Test => &[Split::Test],
             Self::All => &Split::ALL,
-        }
-    }
-}
-
-/// [`Background`] on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BackgroundName {
-    /// The z-score of intensity 0.
-    Zscore,
-    /// Zero.
-    Zero,
-}
-
-impl From<BackgroundName> for Background {
-    fn from(name: BackgroundName) -> Self {
-        match name {
-            BackgroundName::Zscore => Self::Zscore,
-            BackgroundName::Zero => Self::Zero,
         }
     }
 }

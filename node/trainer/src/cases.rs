@@ -37,7 +37,7 @@ impl Cases {
         for (case, result) in wanted.iter().zip(results) {
             match result {
                 Ok(prepared) => {
-                    let notices = prepared.notices().iter();
+                    let notices = prepared.steps().notices.iter();
                     cases.notices.extend(notices.map(|text| format!("case `{}`: {text}", case.id)));
                     cases.ready.push(prepared);
                 }

@@ -1,17 +1,24 @@
 //! `rondo cohort`.
 
-use crate::args::{Cohort, CohortFile, Synth};
+use crate::args::{Cohort, CohortFile, Preprocess, Synth};
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, Steps};
 use crate::render::{figure, table};
 use rondo_imaging::cohort::{self, CheckReport, SetAside, SplitStats, Stats};
+use rondo_imaging::nifti;
 use rondo_imaging::phantom::{self, Anatomy, SynthOptions};
+use rondo_imaging::prepared::{Prepared, Store};
+use rondo_imaging::preprocess::MaskSource;
+use rondo_imaging::volume::Volume;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
 
 pub(crate) fn run(command: Cohort, output: Output) -> Result<(), Failure> {
     match command {
         Cohort::Synth(synth) => self::synth(synth, output),
         Cohort::Stats(file) => stats(&file, output),
         Cohort::Check(file) => check(&file, output),
+        Cohort::Preprocess(args) => preprocess(&args, output),
     }
 }
 
@@ -39,6 +46,7 @@ fn synth(args: Synth, output: Output) -> Result<(), Failure> {
         test: args.test,
         shape: args.shape,
         spacing_mm: args.spacing,
+        slices: args.slices.into(),
         seed: args.seed,
         anatomy: args.anatomy.map(|image| Anatomy { image, mask: args.anatomy_mask }),
         skull: !args.no_skull,
@@ -125,6 +133,108 @@ fn check_text(report: &CheckReport) -> String {
     text.push_str(&aside_text(&report.set_aside));
     for notice in &report.notices {
         text.push_str(&format!("\nnote {}: {}", notice.id, notice.text));
+    }
+    text
+}
+
+/// Result of `cohort preprocess`.
+#[derive(Debug, Serialize)]
+struct Preprocessed {
+    name: String,
+    folder: PathBuf,
+    cases: Vec<PreprocessedCase>,
+    set_aside: Vec<SetAside>,
+}
+
+#[derive(Debug, Serialize)]
+struct PreprocessedCase {
+    id: String,
+    shape: [usize; 3],
+    spacing_mm: [f64; 3],
+    brain_mask: MaskSource,
+    brain_cm3: f64,
+    n4_iterations: Option<Vec<usize>>,
+    notices: Vec<String>,
+}
+
+fn preprocess(args: &Preprocess, output: Output) -> Result<(), Failure> {
+    let cohort = load(&args.cohort)?;
+    let broken = |e: rondo_imaging::prepared::Error| Failure::new(Exit::Storage, e);
+    let folder = args.work.join("prepared");
+    let store = Store::open(&folder).map_err(broken)?;
+    let steps = Steps::new("cases prepared");
+    let wanted: Vec<_> = cohort.cases.iter().collect();
+    let results =
+        store.cases(&cohort, &wanted, |p| steps.at(p.done, p.total, p.item)).map_err(broken)?;
+    drop(steps);
+    let mut made =
+        Preprocessed { name: cohort.name.clone(), folder, cases: vec![], set_aside: vec![] };
+    for (case, result) in wanted.iter().zip(results) {
+        match result {
+            Ok(prepared) => {
+                if let Some(folder) = &args.export {
+                    export(folder, &prepared)?;
+                }
+                made.cases.push(described(&prepared));
+            }
+            Err(e) => made.set_aside.push(SetAside {
+                id: case.id.clone(),
+                split: case.split,
+                reason: e.to_string(),
+            }),
+        }
+    }
+    output.give("rondo.cohort-preprocess/1", &made, || preprocessed_text(&made))?;
+    aside(&made.set_aside)
+}
+
+fn described(prepared: &Prepared) -> PreprocessedCase {
+    let (grid, steps) = (prepared.geometry(), prepared.steps());
+    PreprocessedCase {
+        id: prepared.id.clone(),
+        shape: grid.shape(),
+        spacing_mm: grid.spacing_mm(),
+        brain_mask: steps.brain_mask,
+        brain_cm3: steps.normalisation.voxels as f64 * grid.voxel_mm3() / 1000.0,
+        n4_iterations: steps.n4_iterations.clone(),
+        notices: steps.notices.clone(),
+    }
+}
+
+/// Writes what a network sees, to be looked at: `image`, `label` and `brain` below `folder`.
+fn export(folder: &Path, prepared: &Prepared) -> Result<(), Failure> {
+    let name = format!("{}.nii.gz", prepared.id);
+    let place = |part: &str| {
+        let folder = folder.join(part);
+        std::fs::create_dir_all(&folder).map(|()| folder.join(&name)).map_err(|e| {
+            Failure::new(Exit::Storage, format!("creating the folder {}: {e}", folder.display()))
+        })
+    };
+    let grid = || prepared.geometry().clone();
+    let internal = |e: rondo_imaging::volume::Error| Failure::new(Exit::Internal, e);
+    let storage = |e: nifti::Error| Failure::new(Exit::Storage, e);
+    let image = Volume::new(grid(), prepared.image().to_owned()).map_err(internal)?;
+    nifti::write(&place("image")?, &image).map_err(storage)?;
+    for (part, mask) in [("label", prepared.label()), ("brain", prepared.brain())] {
+        let mask = Volume::new(grid(), mask.to_owned()).map_err(internal)?;
+        nifti::write(&place(part)?, &mask).map_err(storage)?;
+    }
+    Ok(())
+}
+
+fn preprocessed_text(made: &Preprocessed) -> String {
+    let mut text = format!(
+        "{}: {} of {} cases prepared in {}",
+        made.name,
+        made.cases.len(),
+        made.cases.len() + made.set_aside.len(),
+        made.folder.display()
+    );
+    text.push_str(&aside_text(&made.set_aside));
+    for case in &made.cases {
+        for notice in &case.notices {
+            text.push_str(&format!("\nnote {}: {notice}", case.id));
+        }
     }
     text
 }

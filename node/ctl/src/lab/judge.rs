@@ -152,7 +152,7 @@ fn predicted(cohort: &Cohort, folder: &Path) -> (Vec<EvaluationCase>, Vec<String
                 id: case.id.clone(),
                 reference: case.label.clone(),
                 prediction,
-                brain_mask: Some(case.brain_mask.clone()),
+                brain_mask: case.brain_mask.clone(),
             });
         } else {
             missing.push(case.id.clone());

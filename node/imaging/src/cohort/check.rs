@@ -8,12 +8,14 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::{Case, Cohort, Split};
-use crate::preprocess::{self, normalise, read_label};
+use crate::preprocess::{self, normalise};
 use crate::volume::Volume;
-use crate::{OnProgress, Progress, nifti};
+use crate::{OnProgress, Progress, source};
 
 /// Lesion voxels outside the brain mask from which on a notice is given.
 const OUTSIDE_BRAIN_NOTICE: f64 = 0.1;
+
+const NO_MASK: &str = "the case has no brain mask and the cohort no `brain_mask_command`; a rough estimate will be made";
 
 /// A case that is not used, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -117,7 +119,10 @@ pub fn check(cohort: &Cohort, progress: OnProgress<'_>) -> CheckReport {
 pub fn same_image(cases: &[&Case]) -> Option<[usize; 2]> {
     let digests: Vec<_> = cases
         .par_iter()
-        .map(|case| nifti::read_image(&case.image).ok().map(|image| digest(&image.volume)))
+        .map(|case| {
+            let image = source::read_image(&case.image, case.series.as_deref()).ok()?;
+            Some(digest(&image.volume))
+        })
         .collect();
     let mut seen = HashMap::new();
     digests
@@ -127,9 +132,7 @@ pub fn same_image(cases: &[&Case]) -> Option<[usize; 2]> {
 }
 
 fn inspect(cohort: &Cohort, case: &Case) -> Result<Sound, String> {
-    for (what, path) in
-        [("image", &case.image), ("label", &case.label), ("brain mask", &case.brain_mask)]
-    {
+    for (what, path) in case.paths() {
         if !path.exists() {
             let stray = if what == "image" && case.label.exists() {
                 ", though its label is there"
@@ -146,23 +149,31 @@ fn inspect(cohort: &Cohort, case: &Case) -> Result<Sound, String> {
 }
 
 fn inspect_voxels(cohort: &Cohort, case: &Case) -> Result<Sound, preprocess::Error> {
-    let image = nifti::read_image(&case.image)?;
-    let digest = digest(&image.volume);
-    let brain = nifti::read_mask(&case.brain_mask)?;
-    preprocess::same_grid("brain mask", image.volume.geometry(), brain.geometry())?;
-    let label = read_label(&case.label, image.volume.geometry(), &cohort.label)?;
-    let mut notices = image.header.notices;
-    let lesion = label.iter().filter(|v| **v > 0).count();
-    let outside = label.iter().zip(brain.data()).filter(|(l, b)| **l > 0 && **b == 0).count();
+    let source::Image { volume, series, mut notices } =
+        source::read_image(&case.image, case.series.as_deref())?;
+    let digest = digest(&volume);
+    let label = source::read_label(&case.label, volume.geometry(), series.as_ref(), &cohort.label)?;
+    let lesion = label.data().iter().filter(|v| **v > 0).count();
+    if lesion == 0 {
+        notices.push("the label holds no lesion".into());
+    }
+    let Some(brain_mask) = &case.brain_mask else {
+        if cohort.preprocess.brain_mask_command.is_none() {
+            notices.push(NO_MASK.into());
+        }
+        let whole = volume.data().map(|v| u8::from(*v > 0.0));
+        normalise(&mut volume.into_parts().1, &whole, cohort.preprocess.background)?;
+        return Ok(Sound { digest, notices });
+    };
+    let brain = source::read_mask("brain mask", brain_mask, volume.geometry())?;
+    let outside =
+        label.data().iter().zip(brain.data()).filter(|(l, b)| **l > 0 && **b == 0).count();
     if outside as f64 > OUTSIDE_BRAIN_NOTICE * lesion as f64 {
         notices.push(format!(
             "{outside} of {lesion} lesion voxels lie outside the brain mask; look at the mask"
         ));
     }
-    if lesion == 0 {
-        notices.push("the label holds no lesion".into());
-    }
-    normalise(&mut image.volume.into_parts().1, brain.data(), cohort.background)?;
+    normalise(&mut volume.into_parts().1, brain.data(), cohort.preprocess.background)?;
     Ok(Sound { digest, notices })
 }
 

@@ -4,17 +4,24 @@
 //! name = "uker"
 //! label_include = [1, 3]     # label values that are metastasis; default [1]
 //! label_ignore = [2]         # further values that may occur; default none
+//! label_rois = ["GTV1"]      # names of the contours that are metastasis, where a label is an RTSTRUCT
+//! bias_correction = "n4"     # or "none", for images that were corrected before
+//! grid = "isotropic"         # or "native": the image's own voxels
+//! grid_spacing_mm = 1.0      # of the isotropic grid; default 1 mm,
+//! grid_shape = [240, 240, 155] # and these voxels around the brain
 //! background = "zscore"      # or "zero": what lies outside the brain after normalisation
+//! brain_mask_command = ["synthstrip", "-i", "{input}", "-m", "{mask}"] # for cases without a mask
 //!
 //! [[case]]
 //! id = "uker-0001"           # safe as a file name
 //! patient = "p0001"          # all volumes of a patient lie in one split
-//! image = "image/uker-0001.nii.gz"
-//! label = "label/uker-0001.nii.gz"
-//! brain_mask = "brain/uker-0001.nii.gz"
+//! image = "image/uker-0001.nii.gz"     # or the folder of a DICOM series
+//! series = "1.2.840.99.1"    # its Series Instance UID, where the folder holds several; else left out
+//! label = "label/uker-0001.nii.gz"     # or a DICOM RTSTRUCT or SEG of that series
+//! brain_mask = "brain/uker-0001.nii.gz" # left out: the command's, or a rough estimate
 //! split = "train"            # train, validation or test
 //! ```
-//! Paths are relative to the folder of the file.
+//! Paths are relative to the folder of the file. What is left out has the paper's value.
 
 mod check;
 mod parse;
@@ -34,7 +41,7 @@ pub use check::{CheckReport, Notice, SetAside, check, same_image};
 pub use stats::{SMALL_CM3, SplitStats, Stats, stats};
 
 use crate::durable;
-use crate::preprocess::Background;
+use crate::preprocess::{Background, BiasCorrection, Grid, MaskCommand, Settings, Sources};
 
 /// Largest cohort file that is read.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -126,11 +133,13 @@ pub struct LabelRule {
     pub include: Vec<u16>,
     /// Values that may occur and are not.
     pub ignore: Vec<u16>,
+    /// Names of the contours that are metastasis, where a label is an RTSTRUCT.
+    pub rois: Vec<String>,
 }
 
 impl Default for LabelRule {
     fn default() -> Self {
-        Self { include: vec![1], ignore: Vec::new() }
+        Self { include: vec![1], ignore: Vec::new(), rois: Vec::new() }
     }
 }
 
@@ -153,25 +162,47 @@ pub struct Case {
     pub id: String,
     /// Never in two splits.
     pub patient: String,
-    /// T1 with contrast.
+    /// T1 with contrast: a NIfTI file, or the folder of a DICOM series.
     pub image: PathBuf,
-    /// Lesion label.
+    /// Series Instance UID, where that folder holds several series.
+    pub series: Option<String>,
+    /// Lesion label: a NIfTI file, an RTSTRUCT or a DICOM SEG.
     pub label: PathBuf,
     /// Brain where above 0.
-    pub brain_mask: PathBuf,
+    pub brain_mask: Option<PathBuf>,
     /// What it is used for.
     pub split: Split,
 }
 
+impl Case {
+    /// Where its image and brain mask lie.
+    #[must_use]
+    pub fn sources(&self) -> Sources<'_> {
+        Sources {
+            image: &self.image,
+            series: self.series.as_deref(),
+            brain_mask: self.brain_mask.as_deref(),
+        }
+    }
+
+    /// Image, label and, where there is one, brain mask, with what each is called.
+    pub fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        [("image", &self.image), ("label", &self.label)]
+            .into_iter()
+            .chain(self.brain_mask.as_ref().map(|mask| ("brain mask", mask)))
+            .map(|(what, path)| (what, path.as_path()))
+    }
+}
+
 /// A parsed cohort: ids unique, no patient in two splits. Whether the files are sound, [`check`] tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Cohort {
     /// Name of the cohort, usually of the centre.
     pub name: String,
     /// Which label values are metastasis.
     pub label: LabelRule,
-    /// What lies outside the brain after normalisation.
-    pub background: Background,
+    /// How images are prepared.
+    pub preprocess: Settings,
     /// All cases, in the order of the file.
     pub cases: Vec<Case>,
 }
@@ -206,8 +237,11 @@ impl Cohort {
             id: &'a str,
             patient: &'a str,
             image: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            series: Option<&'a str>,
             label: String,
-            brain_mask: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            brain_mask: Option<String>,
             split: Split,
         }
         #[derive(Serialize)]
@@ -215,24 +249,45 @@ impl Cohort {
             name: &'a str,
             label_include: &'a [u16],
             label_ignore: &'a [u16],
+            #[serde(skip_serializing_if = "<[String]>::is_empty")]
+            label_rois: &'a [String],
+            bias_correction: BiasCorrection,
+            grid: &'static str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            grid_spacing_mm: Option<f64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            grid_shape: Option<[usize; 3]>,
             background: Background,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            brain_mask_command: Option<&'a MaskCommand>,
             case: Vec<CaseFile<'a>>,
         }
         let path = folder.join("cohort.toml");
         let relative =
             |p: &Path| p.strip_prefix(folder).unwrap_or(p).to_string_lossy().into_owned();
+        let (grid, grid_spacing_mm, grid_shape) = match self.preprocess.grid {
+            Grid::Native => ("native", None, None),
+            Grid::Isotropic { spacing_mm, shape } => ("isotropic", Some(spacing_mm), Some(shape)),
+        };
         let file = CohortFile {
             name: &self.name,
             label_include: &self.label.include,
             label_ignore: &self.label.ignore,
-            background: self.background,
+            label_rois: &self.label.rois,
+            bias_correction: self.preprocess.bias_correction,
+            grid,
+            grid_spacing_mm,
+            grid_shape,
+            background: self.preprocess.background,
+            brain_mask_command: self.preprocess.brain_mask_command.as_ref(),
             case: (self.cases.iter())
                 .map(|c| CaseFile {
                     id: &c.id,
                     patient: &c.patient,
                     image: relative(&c.image),
+                    series: c.series.as_deref(),
                     label: relative(&c.label),
-                    brain_mask: relative(&c.brain_mask),
+                    brain_mask: c.brain_mask.as_deref().map(relative),
                     split: c.split,
                 })
                 .collect(),

@@ -8,10 +8,14 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Case, Cohort, LabelRule, MAX_CASES, Problem, Split, is_safe_id};
-use crate::preprocess::Background;
+use crate::preprocess::{
+    Background, BiasCorrection, Grid, MaskCommand, SHAPE, SPACING_MM, Settings,
+};
 
 type Span = Range<usize>;
 
+/// Longest edge of a working grid: half a metre at 1 mm.
+const GRID_MAX_EDGE: usize = 512;
 const ID_FIX: &str =
     "use 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit";
 
@@ -84,6 +88,48 @@ impl<'v> Keys<'v> {
         None
     }
 
+    /// A text that may be left out.
+    fn optional(&mut self, key: &str, report: &mut Report) -> Option<(Span, &'v str)> {
+        if self.left.contains_key(key) { self.text(key, report) } else { None }
+    }
+
+    /// One of some words, that may be left out.
+    fn one_of<T: Copy>(
+        &mut self,
+        key: &str,
+        words: &[(&str, T)],
+        report: &mut Report,
+    ) -> Option<(Span, T)> {
+        let (at, value) = self.take(key)?;
+        let found = value.as_str().and_then(|v| words.iter().find(|(word, _)| *word == v));
+        if found.is_none() {
+            let list: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+            report.add(
+                &at,
+                format!("`{key}` has an unknown value"),
+                format!("write {}", list.join(" or ")),
+            );
+        }
+        found.map(|(_, value)| (at, *value))
+    }
+
+    /// A list of texts, that may be left out.
+    fn texts(&mut self, key: &str, report: &mut Report) -> Option<(Span, Vec<String>)> {
+        let (at, value) = self.take(key)?;
+        let one = |v: &Spanned<DeValue>| {
+            v.get_ref().as_str().filter(|text| !text.trim().is_empty()).map(str::to_owned)
+        };
+        let texts = value.as_array().and_then(|a| a.iter().map(one).collect::<Option<Vec<_>>>());
+        if texts.is_none() {
+            report.add(
+                &at,
+                format!("`{key}` is not a list of texts"),
+                format!("write it as {key} = [\"…\"]"),
+            );
+        }
+        texts.map(|v| (at, v))
+    }
+
     fn labels(&mut self, key: &str, report: &mut Report) -> Option<(Span, Vec<u16>)> {
         let (at, value) = self.take(key)?;
         let values = value.as_array().and_then(|array| {
@@ -127,16 +173,20 @@ pub(super) fn parse(text: &str, folder: &Path) -> Result<Cohort, Vec<Problem>> {
     let mut keys = Keys::new(0..0, root.get_ref());
     let name = keys.id("name", &mut report).map(|(_, n)| n);
     let label = label_rule(&mut keys, &mut report);
-    let background = background(&mut keys, &mut report);
+    let preprocess = preprocess(&mut keys, &mut report);
     let cases = cases(&mut keys, folder, &mut report);
-    keys.finish("name, label_include, label_ignore, background and [[case]]", &mut report);
+    keys.finish(
+        "name, label_include, label_ignore, label_rois, bias_correction, grid, grid_spacing_mm, grid_shape, \
+         background, brain_mask_command and [[case]]",
+        &mut report,
+    );
     across_cases(&cases, &mut report);
     report.problems.sort_by_key(|p| p.line);
     match name {
         Some(name) if report.problems.is_empty() => Ok(Cohort {
             name,
             label,
-            background,
+            preprocess,
             cases: cases.into_iter().map(|(_, c)| c).collect(),
         }),
         _ => Err(report.problems),
@@ -165,29 +215,82 @@ fn label_rule(keys: &mut Keys, report: &mut Report) -> LabelRule {
         }
         rule.ignore = ignore;
     }
+    rule.rois = keys.texts("label_rois", report).map(|(_, names)| names).unwrap_or_default();
     rule
 }
 
-fn background(keys: &mut Keys, report: &mut Report) -> Background {
-    match keys.take("background") {
-        None => Background::default(),
-        Some((at, value)) => match value.as_str() {
-            Some("zscore") => Background::Zscore,
-            Some("zero") => Background::Zero,
-            _ => {
-                report.add(
-                    &at,
-                    "`background` has an unknown value",
-                    "write \"zscore\" or \"zero\"",
-                );
-                Background::default()
-            }
-        },
+fn preprocess(keys: &mut Keys, report: &mut Report) -> Settings {
+    let mut settings = Settings::default();
+    let background = [("zscore", Background::Zscore), ("zero", Background::Zero)];
+    if let Some((_, value)) = keys.one_of("background", &background, report) {
+        settings.background = value;
     }
+    let bias = [("n4", BiasCorrection::N4), ("none", BiasCorrection::None)];
+    if let Some((_, value)) = keys.one_of("bias_correction", &bias, report) {
+        settings.bias_correction = value;
+    }
+    let native = keys
+        .one_of("grid", &[("isotropic", false), ("native", true)], report)
+        .is_some_and(|(_, native)| native);
+    let spacing = keys.take("grid_spacing_mm").map(|(at, value)| (at, spacing_mm(value)));
+    if let Some((at, None)) = &spacing {
+        report.add(at, "`grid_spacing_mm` is no distance", "write millimetres from 0.1 to 10");
+    }
+    let shape = keys.take("grid_shape").map(|(at, value)| (at, grid_shape(value)));
+    if let Some((at, None)) = &shape {
+        report.add(
+            at,
+            "`grid_shape` is no shape",
+            format!(
+                "write three numbers of voxels from 1 to {GRID_MAX_EDGE}, for example {SHAPE:?}"
+            ),
+        );
+    }
+    if native && let Some(at) = spacing.as_ref().map(|s| &s.0).or(shape.as_ref().map(|s| &s.0)) {
+        report.add(
+            at,
+            "a native grid has the spacing and shape of the image",
+            "remove this line, or write grid = \"isotropic\"",
+        );
+    }
+    settings.grid = if native {
+        Grid::Native
+    } else {
+        Grid::Isotropic {
+            spacing_mm: spacing.and_then(|s| s.1).unwrap_or(SPACING_MM),
+            shape: shape.and_then(|s| s.1).unwrap_or(SHAPE),
+        }
+    };
+    if let Some((at, words)) = keys.texts("brain_mask_command", report) {
+        match MaskCommand::try_from(words) {
+            Ok(command) => settings.brain_mask_command = Some(command),
+            Err(why) => report.add(&at, "`brain_mask_command` is incomplete", why),
+        }
+    }
+    settings
+}
+
+fn spacing_mm(value: &DeValue<'_>) -> Option<f64> {
+    let mm = match value {
+        DeValue::Float(v) => v.as_str().parse::<f64>().ok()?,
+        DeValue::Integer(v) => f64::from(u8::from_str_radix(v.as_str(), v.radix()).ok()?),
+        _ => return None,
+    };
+    (0.1..=10.0).contains(&mm).then_some(mm)
+}
+
+fn grid_shape(value: &DeValue<'_>) -> Option<[usize; 3]> {
+    let edge = |v: &Spanned<DeValue>| {
+        let n = v.get_ref().as_integer()?;
+        let n = usize::from_str_radix(n.as_str(), n.radix()).ok()?;
+        (1..=GRID_MAX_EDGE).contains(&n).then_some(n)
+    };
+    let edges: Option<Vec<usize>> = value.as_array()?.iter().map(edge).collect();
+    edges?.try_into().ok()
 }
 
 fn cases(keys: &mut Keys, folder: &Path, report: &mut Report) -> Vec<(Span, Case)> {
-    let fix = "add a [[case]] with id, patient, image, label, brain_mask and split";
+    let fix = "add a [[case]] with id, patient, image, label and split";
     let Some((at, value)) = keys.take("case") else {
         report.add(&(0..0), "the cohort has no cases", fix);
         return Vec::new();
@@ -219,8 +322,10 @@ fn cases(keys: &mut Keys, folder: &Path, report: &mut Report) -> Vec<(Span, Case
         let mut keys = Keys::new(value.span(), table);
         let id = keys.id("id", report);
         let patient = keys.id("patient", report);
-        let [image, label, brain_mask] = ["image", "label", "brain_mask"]
-            .map(|key| keys.text(key, report).map(|(_, path)| folder.join(path)));
+        let [image, label] =
+            ["image", "label"].map(|key| keys.text(key, report).map(|(_, path)| folder.join(path)));
+        let brain_mask = keys.optional("brain_mask", report).map(|(_, path)| folder.join(path));
+        let series = keys.optional("series", report).map(|(_, uid)| uid.to_owned());
         let split = keys.text("split", report).and_then(|(at, name)| {
             let split = Split::ALL.into_iter().find(|s| s.name() == name);
             if split.is_none() {
@@ -232,19 +337,12 @@ fn cases(keys: &mut Keys, folder: &Path, report: &mut Report) -> Vec<(Span, Case
             }
             split
         });
-        keys.finish("id, patient, image, label, brain_mask and split", report);
+        keys.finish("id, patient, image, series, label, brain_mask and split", report);
         let (at, id) = id?;
         let (_, patient) = patient?;
         Some((
             at,
-            Case {
-                id,
-                patient,
-                image: image?,
-                label: label?,
-                brain_mask: brain_mask?,
-                split: split?,
-            },
+            Case { id, patient, image: image?, series, label: label?, brain_mask, split: split? },
         ))
     };
     array.iter().filter_map(one).collect()

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{Case, Cohort, SetAside, Split};
 use crate::lesion::{Connectivity, components};
-use crate::{OnProgress, Progress, nifti, preprocess};
+use crate::{OnProgress, Progress, source};
 
 /// Lesions up to this size count as small (paper, Table 1).
 pub const SMALL_CM3: f64 = 0.1;
@@ -91,11 +91,11 @@ pub fn stats(cohort: &Cohort, progress: OnProgress<'_>) -> Stats {
     }
 }
 
-fn measure<'a>(cohort: &Cohort, case: &'a Case) -> Result<Measured<'a>, preprocess::Error> {
-    let geometry = nifti::read_header(&case.image)?.geometry;
-    let label = preprocess::read_label(&case.label, &geometry, &cohort.label)?;
+fn measure<'a>(cohort: &Cohort, case: &'a Case) -> Result<Measured<'a>, source::Error> {
+    let (geometry, series) = source::read_geometry(&case.image, case.series.as_deref())?;
+    let label = source::read_label(&case.label, &geometry, series.as_ref(), &cohort.label)?;
     let cm3 = geometry.voxel_mm3() / 1000.0;
-    let lesions = components(&label, Connectivity::TwentySix);
+    let lesions = components(label.data(), Connectivity::TwentySix);
     let (in_plane_mm, through_plane_mm) = planes(geometry.spacing_mm());
     Ok(Measured {
         case,

@@ -36,7 +36,7 @@ split = "test"
 fn a_good_file() {
     let cohort = Cohort::parse(GOOD, Path::new("/data")).unwrap();
     assert_eq!(
-        (cohort.name.as_str(), cohort.cases.len(), cohort.background),
+        (cohort.name.as_str(), cohort.cases.len(), cohort.preprocess.background),
         ("uker", 2, Background::Zero)
     );
     assert_eq!(cohort.cases[0].image, Path::new("/data/a.nii.gz"));
@@ -159,20 +159,21 @@ fn on_disk(folder: &Path, n: usize) -> Cohort {
                 id: format!("c{c}"),
                 patient: format!("p{c}"),
                 image: file("image"),
+                series: None,
                 label: file("label"),
-                brain_mask: file("brain"),
+                brain_mask: Some(file("brain")),
                 split: Split::Train,
             };
             put(&case.image, [6; 3], |v| (v * 31 % 101 + c) as f32);
             put(&case.label, [6; 3], |v| u8::from(v == 40 || v == 41 || v == 200));
-            put(&case.brain_mask, [6; 3], |v| u8::from(v > 10));
+            put(&file("brain"), [6; 3], |v| u8::from(v > 10));
             case
         })
         .collect();
     Cohort {
         name: "disk".into(),
         label: LabelRule::default(),
-        background: Background::Zscore,
+        preprocess: Settings::native(),
         cases,
     }
 }
@@ -199,7 +200,7 @@ fn bad_cases_are_set_aside_and_the_rest_goes_on() {
     put(&case(4).image, [6; 3], |v| if v == 100 { f32::NAN } else { v as f32 });
     put(&case(5).image, [6; 3], |_| 7f32);
     put(&case(6).label, [6; 3], |v| u8::from(v == 3) * 9);
-    put(&case(7).brain_mask, [6; 3], |_| 0u8);
+    put(case(7).brain_mask.as_ref().unwrap(), [6; 3], |_| 0u8);
     std::fs::remove_file(&case(8).label).unwrap();
     // The same voxels under another type, name and patient.
     put(&case(9).image, [6; 3], |v| (v * 31 % 101) as u16);

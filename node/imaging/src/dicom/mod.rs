@@ -37,6 +37,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+pub use opened::{LabelKind, label_kind};
 pub use series::{Identity, Series, SeriesChoice, SeriesSummary, Slice};
 
 use crate::volume::{self, Volume};

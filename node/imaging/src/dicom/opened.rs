@@ -7,7 +7,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use dicom_core::Tag;
+use dicom_core::{Tag, VR};
+use dicom_dictionary_std::{tags, uids};
 use dicom_object::InMemDicomObject;
 use dicom_transfer_syntax_registry::entries::EXPLICIT_VR_LITTLE_ENDIAN;
 
@@ -63,6 +64,31 @@ impl Opened {
             .map_err(|e| failed(Cause::Io(e)))?;
         if data.len() < bytes { Err(failed(Cause::Truncated)) } else { Ok(data) }
     }
+}
+
+/// What kind of object a DICOM file of a label is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LabelKind {
+    /// Contours: an RT Structure Set.
+    StructureSet,
+    /// Voxels: a Segmentation.
+    Segmentation,
+    /// Anything else, an image for example.
+    Other,
+}
+
+/// Looks at the SOP Class of a file.
+///
+/// # Errors
+/// No DICOM file, or one that is damaged.
+pub fn label_kind(path: &Path) -> Result<LabelKind, Error> {
+    const CLASS: Wanted = Wanted { attributes: &[(tags::SOP_CLASS_UID, VR::UI)], kept_bytes: 1024 };
+    let object = open(path, &CLASS, super::MAX_FILE_BYTES)?.object;
+    Ok(match text(&object, tags::SOP_CLASS_UID).as_str() {
+        uids::RT_STRUCTURE_SET_STORAGE => LabelKind::StructureSet,
+        uids::SEGMENTATION_STORAGE => LabelKind::Segmentation,
+        _ => LabelKind::Other,
+    })
 }
 
 /// Text of an attribute without padding; empty where it is absent or no text.

@@ -66,7 +66,9 @@ pub enum Cause {
     #[error("this is no NIfTI-1 or NIfTI-2 file; convert it first, for example with dcm2niix")]
     NotNifti,
     /// Compressed, but not with gzip.
-    #[error("the file is compressed with {0}, which NIfTI does not use; unpack it or pack it with gzip")]
+    #[error(
+        "the file is compressed with {0}, which NIfTI does not use; unpack it or pack it with gzip"
+    )]
     Packed(&'static str),
     /// Header and voxels in two files.
     #[error("this is the header of an .hdr/.img pair; convert it to a single .nii.gz file")]

@@ -203,7 +203,9 @@ fn other_types_and_other_packers_are_named() {
         file.code = code;
         assert!(file.cause().contains(&format!("voxel type {code} ({name}")), "{}", file.cause());
     }
-    for (start, name) in [(&[0x28u8, 0xb5, 0x2f, 0xfd][..], "zstd"), (b"BZh9", "bzip2"), (b"PK\x03\x04", "zip")] {
+    for (start, name) in
+        [(&[0x28u8, 0xb5, 0x2f, 0xfd][..], "zstd"), (b"BZh9", "bzip2"), (b"PK\x03\x04", "zip")]
+    {
         let text = read_bytes(&[start, &[0; 400]].concat()).unwrap_err().to_string();
         assert!(text.contains(&format!("compressed with {name}")), "{text}");
     }

@@ -30,7 +30,11 @@ struct Note {
 
 impl Begun {
     /// Begins in a folder, or goes on where the same options have begun.
-    pub(super) fn new(cohort: &Path, options: &SynthOptions, source: &Source) -> Result<Self, Error> {
+    pub(super) fn new(
+        cohort: &Path,
+        options: &SynthOptions,
+        source: &Source,
+    ) -> Result<Self, Error> {
         let folder = cohort.join(FOLDER);
         let failed = |source| Error::Folder { path: folder.clone(), source };
         std::fs::create_dir_all(&folder).map_err(failed)?;

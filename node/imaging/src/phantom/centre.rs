@@ -177,11 +177,7 @@ impl Sizes {
         let (mut low, mut high) = (0.1, 8.0);
         for _ in 0..60 {
             sizes.above = (low + high) / 2.0;
-            if sizes.mean() < profile.mean_cm3 {
-                low = sizes.above
-            } else {
-                high = sizes.above
-            }
+            if sizes.mean() < profile.mean_cm3 { low = sizes.above } else { high = sizes.above }
         }
         sizes
     }
@@ -193,7 +189,8 @@ impl Sizes {
 
     /// The size at a standard normal deviate, rising with it.
     fn at(&self, z: f64) -> f64 {
-        let ln = self.ln_median + self.below * z.min(self.knot) + self.above * (z - self.knot).max(0.0);
+        let ln =
+            self.ln_median + self.below * z.min(self.knot) + self.above * (z - self.knot).max(0.0);
         let thin = 2.0 * SMALLEST_CM3;
         if ln >= thin.ln() {
             return ln.exp().min(FULL_SIZE_CAP_CM3);

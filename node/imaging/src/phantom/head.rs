@@ -158,16 +158,19 @@ pub(super) fn synthetic(
         tissue *= 1.0 + 0.03 * warp.at(p.map(|x| 2.3 * x)) * ramp(below_cortex, 0.0, 3.0);
         let side = [u[0].abs(), u[1], u[2]];
         let w = 0.04 * warp.at(p);
-        let ganglia = ellipsoid(side, [0.29, 0.10, 0.02], [0.11, 0.24, 0.15])
-            .max(ellipsoid(side, [0.13, -0.10, 0.00], [0.10, 0.17, 0.12]))
-            + w;
+        let ganglia = ellipsoid(side, [0.29, 0.10, 0.02], [0.11, 0.24, 0.15]).max(ellipsoid(
+            side,
+            [0.13, -0.10, 0.00],
+            [0.10, 0.17, 0.12],
+        )) + w;
         tissue += (grey * 1.03 - tissue) * ramp(ganglia, -0.02, 0.04);
         let horn = ellipsoid(
             side,
             [0.13 + 0.10 * (u[1] + 0.1).powi(2), -0.05, 0.18],
             [0.075, 0.40, 0.10].map(|x| x * ventricle_size),
         );
-        let third = ellipsoid(u, [0.0, -0.02, -0.02], [0.03, 0.15, 0.11].map(|x| x * ventricle_size));
+        let third =
+            ellipsoid(u, [0.0, -0.02, -0.02], [0.03, 0.15, 0.11].map(|x| x * ventricle_size));
         let ventricle = ramp(horn.max(third) + w, -0.015, 0.03);
         let plexus = ventricle * ramp(plexus_noise.at(p), 0.35, 0.55);
         (tissue + (csf - tissue) * ventricle, dura, plexus)
@@ -183,8 +186,7 @@ pub(super) fn synthetic(
             *depth = depths.brain as f32;
             if depths.brain > 0.0 {
                 let (tissue, sheet, contrast) = tissue(p, &depths);
-                (*value, *dura, *plexus) =
-                    ((tissue * white) as f32, sheet as f32, contrast as f32);
+                (*value, *dura, *plexus) = ((tissue * white) as f32, sheet as f32, contrast as f32);
             } else if skull {
                 let mm = -depths.brain / fine;
                 *value = (outside(&anatomy, p, mm, csf, fine, &marrow, &fat) * white) as f32;
@@ -210,8 +212,7 @@ fn outside(
 ) -> f64 {
     const FAT: f64 = 1.25;
     const AIR: f64 = 0.02;
-    let bone =
-        0.10 + 0.35 * ramp(2.0 - (mm - 4.6).abs(), 0.4, 1.2) * ramp(marrow.at(p), -0.6, 0.4);
+    let bone = 0.10 + 0.35 * ramp(2.0 - (mm - 4.6).abs(), 0.4, 1.2) * ramp(marrow.at(p), -0.6, 0.4);
     let skin = (10.8 - mm).max(anatomy.soft(p) / fine);
     let muscle = 0.48 + (0.95 - 0.48) * ramp(fat.at(p).abs(), 0.22, 0.02);
     let soft = muscle + (FAT - muscle) * ramp(4.0 - skin, -0.5, 0.5);

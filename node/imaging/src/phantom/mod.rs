@@ -28,15 +28,15 @@ use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use begun::Begun;
 pub use centre::{
     ALL_SHARE_OF_BRAIN, Centre, LARGEST_SHARE_OF_BRAIN, Profile, SMALLEST_CM3, Sizes, draw_count,
 };
-use begun::Begun;
 use metastasis::Painted;
 use noise::Noise;
 
 use crate::cohort::{self, Case, Cohort, LabelRule, MAX_CASES, Split};
-use crate::preprocess::Background;
+use crate::preprocess::{self, Settings};
 use crate::volume::{self, Geometry, Volume};
 use crate::{OnProgress, Progress, nifti};
 
@@ -223,8 +223,9 @@ pub fn synthesise(
                 Case {
                     patient: format!("{}-p{n:04}", options.centre.name()),
                     image: file("image"),
+                    series: None,
                     label: file("label"),
-                    brain_mask: file("brain"),
+                    brain_mask: Some(file("brain")),
                     split,
                     id,
                 }
@@ -240,7 +241,7 @@ pub fn synthesise(
     let at_once =
         (MEMORY_BYTES / (voxels * BYTES_PER_VOXEL)).clamp(1, rayon::current_num_threads());
     let write = |case: &Case| {
-        let whole = [&case.image, &case.label, &case.brain_mask].iter().all(|f| f.is_file());
+        let whole = case.paths().all(|(_, file)| file.is_file());
         let painted = match begun.painted(&case.id) {
             Some(painted) if whole => painted,
             _ => {
@@ -248,7 +249,9 @@ pub fn synthesise(
                 let image = phantom.image.map(|v| v.round().clamp(0.0, 32767.0) as i16);
                 nifti::write(&case.image, &image)?;
                 nifti::write(&case.label, &phantom.label)?;
-                nifti::write(&case.brain_mask, &phantom.brain)?;
+                if let Some(mask) = &case.brain_mask {
+                    nifti::write(mask, &phantom.brain)?;
+                }
                 begun.note(&case.id, phantom.painted)?;
                 phantom.painted
             }
@@ -263,7 +266,7 @@ pub fn synthesise(
     let cohort = Cohort {
         name: options.centre.name().to_owned(),
         label: LabelRule::default(),
-        background: Background::default(),
+        preprocess: preparation(options),
         cases,
     };
     let sum = |count: fn(&Painted) -> usize| painted.iter().map(count).sum();
@@ -276,6 +279,19 @@ pub fn synthesise(
         limited: sum(|p| p.limited),
         left_out: sum(|p| p.left_out),
     })
+}
+
+/// Volumes on one grid are trained on as they are; those of a scanner are prepared as a site's own.
+fn preparation(options: &SynthOptions) -> Settings {
+    let [spacing_mm, ..] = options.spacing_mm;
+    match options.slices {
+        Slices::Grid => Settings::native(),
+        Slices::Scanner if options.anatomy.is_some() => Settings::default(),
+        Slices::Scanner => Settings {
+            grid: preprocess::Grid::Isotropic { spacing_mm, shape: options.shape },
+            ..Settings::default()
+        },
+    }
 }
 
 /// Makes one patient in memory; the same options and id give the same patient.

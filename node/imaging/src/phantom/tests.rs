@@ -3,7 +3,7 @@
 use super::*;
 use crate::cohort::{check, stats};
 use crate::lesion::{Connectivity, components};
-use crate::preprocess::{prepare_image, read_label};
+use crate::preprocess::{Background, prepare_image};
 
 fn tiny(centre: Centre) -> SynthOptions {
     SynthOptions {
@@ -115,8 +115,8 @@ fn a_cohort_is_written_checked_and_prepared() {
     assert_eq!((report.usable.len(), report.set_aside), (4, vec![]));
     assert_eq!(stats(&cohort, &|_| {}).total.metastases, made.metastases);
     let case = &cohort.cases[0];
-    let made = prepare_image(&case.image, &case.brain_mask, cohort.background).unwrap();
-    let label = read_label(&case.label, &made.geometry, &cohort.label).unwrap();
+    let mut made = prepare_image(&case.sources(), &cohort.preprocess).unwrap();
+    let label = made.read_label(&case.label, &cohort.label).unwrap();
     assert!(label.iter().any(|v| *v > 0) && made.image.dim() == (40, 44, 40));
     // A prediction goes back onto the grid of its image.
     let path = dir.path().join("prediction.nii.gz");

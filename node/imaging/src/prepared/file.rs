@@ -9,7 +9,7 @@
 //! 168  32  key
 //! 200  32  SHA-256 of everything from the image on
 //! 232  32  SHA-256 of bytes 0..232 and the notes
-//! 264   m  notes: JSON, normalisation and peculiarities; spaces up to a multiple of 64
+//! 264   m  notes: JSON, what was done to the image; spaces up to a multiple of 64
 //!          image f32 · label u8 · brain u8, each `[i, j, k]` in C order from the next multiple of 64,
 //!          the gaps zero; the file ends with the last voxel
 //! ```
@@ -22,12 +22,11 @@ use std::path::Path;
 use memmap2::Mmap;
 use nalgebra::Matrix4;
 use ndarray::{Array3, ArrayView2, ArrayView3, Axis};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::VERSION;
 use crate::durable;
-use crate::preprocess::Normalisation;
+use crate::preprocess::Steps;
 use crate::volume::{self, Geometry};
 
 #[cfg(not(target_endian = "little"))]
@@ -71,13 +70,6 @@ impl From<volume::Error> for Problem {
     }
 }
 
-/// What a prepared case knows besides its voxels; nothing that names a case.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Notes {
-    pub(super) normalisation: Normalisation,
-    pub(super) notices: Vec<String>,
-}
-
 /// Where image, label and brain lie in a file with notes of `notes` bytes.
 fn sections(shape: [usize; 3], notes: usize) -> Option<[Range<usize>; 3]> {
     let voxels = shape.iter().try_fold(1_usize, |n, edge| n.checked_mul(*edge))?;
@@ -100,7 +92,7 @@ pub(super) fn write(
     path: &Path,
     key: &[u8; 32],
     geometry: &Geometry,
-    notes: &Notes,
+    notes: &Steps,
     image: &Array3<f32>,
     masks: [&Array3<u8>; 2],
 ) -> io::Result<()> {
@@ -154,7 +146,7 @@ pub(super) fn write(
 #[derive(Debug)]
 pub(super) struct Mapped {
     pub(super) geometry: Geometry,
-    pub(super) notes: Notes,
+    pub(super) notes: Steps,
     /// What the bytes from the image on must hash to.
     pub(super) sum: [u8; 32],
     map: Mmap,

@@ -4,6 +4,7 @@ use super::*;
 use crate::cohort::Split;
 use crate::nifti;
 use crate::phantom::{Centre, SynthOptions, synthesise};
+use crate::preprocess::{Background, BiasCorrection, Grid, MaskSource, Normalisation, Settings};
 use crate::volume::Volume;
 use ndarray::Array3;
 use std::os::unix::fs::PermissionsExt;
@@ -54,14 +55,14 @@ fn one(store: &Store, cohort: &Cohort, case: &Case) -> Prepared {
 fn a_case_is_prepared_once_and_mapped_from_then_on() {
     let bench = bench();
     let case = &bench.cohort.cases[0];
-    let direct = prepare_image(&case.image, &case.brain_mask, bench.cohort.background).unwrap();
-    let label = read_label(&case.label, &direct.geometry, &bench.cohort.label).unwrap();
+    let mut direct = prepare_image(&case.sources(), &bench.cohort.preprocess).unwrap();
+    let label = direct.read_label(&case.label, &bench.cohort.label).unwrap();
     let first = one(&bench.store(), &bench.cohort, case);
     assert_eq!((&first.id, &first.patient), (&case.id, &case.patient));
     assert_eq!(first.image(), direct.image);
     assert_eq!((first.label(), first.brain()), (label.view(), direct.brain.view()));
-    assert_eq!((first.geometry(), first.notices()), (&direct.geometry, &direct.notices[..]));
-    assert_eq!(first.normalisation().voxels, direct.brain.iter().filter(|b| **b > 0).count());
+    assert_eq!((first.geometry(), first.steps()), (&direct.geometry, &direct.steps));
+    assert_eq!(first.steps().normalisation.voxels, direct.brain.iter().filter(|b| **b > 0).count());
 
     let path = bench.file(&first);
     let written = fs::metadata(&path).unwrap();
@@ -88,8 +89,14 @@ fn what_a_case_depends_on_is_its_key_and_nothing_else_is() {
     let mut ignoring = cohort.clone();
     ignoring.label.ignore.push(7);
     assert_ne!(digest(&ignoring, case), before);
-    let zero = Cohort { background: preprocess::Background::Zero, ..cohort.clone() };
-    assert_ne!(digest(&zero, case), before);
+    let with = |change: fn(&mut Settings)| {
+        let mut changed = cohort.clone();
+        change(&mut changed.preprocess);
+        digest(&changed, case)
+    };
+    assert_ne!(with(|s| s.background = Background::Zero), before);
+    assert_ne!(with(|s| s.bias_correction = BiasCorrection::N4), before);
+    assert_ne!(with(|s| s.grid = Grid::Isotropic { spacing_mm: 2.0, shape: [48; 3] }), before);
     let volume = nifti::read_image(&case.image).unwrap().volume;
     nifti::write(&moved, &volume.map(|v| v + 1.0)).unwrap();
     assert_ne!(digest(cohort, &copy), before, "another image under the same name");
@@ -158,7 +165,12 @@ fn every_cut_and_every_flipped_byte_is_refused() {
     let mask = Volume::new(geometry.clone(), image.map(|v| u8::from(*v > 20.0))).unwrap();
     let mask = mask.data();
     let normalisation = Normalisation { voxels: 60, low: 0.1, high: 2.0, mean: 0.3, sd: 1.0 };
-    let notes = file::Notes { normalisation, notices: vec!["odd".to_owned()] };
+    let notes = Steps {
+        brain_mask: MaskSource::File,
+        n4_iterations: Some(vec![7, 50]),
+        normalisation,
+        notices: vec!["odd".to_owned()],
+    };
     let key = [7; 32];
     file::write(&path, &key, &geometry, &notes, &image, [mask, mask]).unwrap();
     let whole = fs::read(&path).unwrap();
@@ -176,10 +188,7 @@ fn every_cut_and_every_flipped_byte_is_refused() {
         (mapped.image(), mapped.label(), &mapped.geometry),
         (image.view(), mask.view(), &geometry)
     );
-    assert_eq!(
-        (mapped.notes.normalisation, &mapped.notes.notices[..]),
-        (normalisation, &notes.notices[..])
-    );
+    assert_eq!(mapped.notes, notes);
     assert!(matches!(read(&whole, &[8; 32]), Err(Problem::Foreign)), "of another key");
     for at in 0..whole.len() {
         let mut bytes = whole.clone();

@@ -1,55 +1,16 @@
-//! What a network sees: the brain, clipped and z-scored, with its label.
+//! Intensities in units of the brain's own spread.
 //!
-//! The paper's preprocessing, last step: brain voxels are clipped to their 0.2 and 99.8
-//! percentiles and z-scored with mean and population standard deviation of the clipped voxels.
-//! Outside the brain the skull is stripped, as in the paper; see [`Background`].
-
-use std::path::Path;
+//! The paper's last step: brain voxels are clipped to their 0.2 and 99.8 percentiles and z-scored with
+//! mean and population standard deviation of the clipped voxels. Outside the brain the skull is
+//! stripped, as in the paper; see [`Background`].
 
 use ndarray::{Array3, Zip};
 use serde::{Deserialize, Serialize};
 
-use crate::cohort::LabelRule;
-use crate::nifti;
-use crate::volume::{Geometry, Volume};
+use super::Error;
 
 /// Percentiles of the brain to which voxels are clipped.
 pub const CLIP_PERCENTILES: [f64; 2] = [0.2, 99.8];
-
-/// Why a case cannot be prepared; one sentence that says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file could not be read.
-    #[error(transparent)]
-    Read(#[from] nifti::Error),
-    /// Label or brain mask lie on another grid than the image.
-    #[error(
-        "the {what} lies on another grid than the image ({difference}); resample it onto the image's grid"
-    )]
-    Grid {
-        /// `label` or `brain mask`.
-        what: &'static str,
-        /// What sets the grids apart.
-        difference: String,
-    },
-    /// No voxel of the brain mask is set.
-    #[error("the brain mask is empty; make a new one")]
-    EmptyBrain,
-    /// All brain voxels hold one value.
-    #[error("all brain voxels hold the same value; this is no scan, export the image again")]
-    Constant,
-    /// A label value that the cohort does not know.
-    #[error(
-        "the label holds the value {value} in {voxels} voxels, which the cohort file neither includes nor ignores; \
-         add it to `label_include` or `label_ignore`, or correct the label"
-    )]
-    LabelValue {
-        /// The value.
-        value: u16,
-        /// How many voxels hold it.
-        voxels: usize,
-    },
-}
 
 /// What is put outside the brain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -75,63 +36,6 @@ pub struct Normalisation {
     pub mean: f64,
     /// Population standard deviation of the clipped brain voxels.
     pub sd: f64,
-}
-
-/// An image as a network sees it.
-#[derive(Debug, Clone)]
-pub struct PreparedImage {
-    /// Normalised intensities `[i, j, k]`.
-    pub image: Array3<f32>,
-    /// 1 inside the brain.
-    pub brain: Array3<u8>,
-    /// Grid of the source; a prediction is written onto it with [`nifti::write`].
-    pub geometry: Geometry,
-    /// What was applied.
-    pub normalisation: Normalisation,
-    /// Peculiarities of the source files.
-    pub notices: Vec<String>,
-}
-
-/// Reads and prepares an image without a label.
-pub fn prepare_image(
-    image: &Path,
-    brain_mask: &Path,
-    background: Background,
-) -> Result<PreparedImage, Error> {
-    let image = nifti::read_image(image)?;
-    let (grid, brain) = nifti::read_mask(brain_mask)?.into_parts();
-    same_grid("brain mask", image.volume.geometry(), &grid)?;
-    let (geometry, mut values) = image.volume.into_parts();
-    let normalisation = normalise(&mut values, &brain, background)?;
-    Ok(PreparedImage {
-        image: values,
-        brain,
-        geometry,
-        normalisation,
-        notices: image.header.notices,
-    })
-}
-
-/// Reads a label file: 1 for lesion by the cohort's rule; unknown values are an error.
-pub fn read_label(path: &Path, grid: &Geometry, rule: &LabelRule) -> Result<Array3<u8>, Error> {
-    let label: Volume<u16> = nifti::read_labels(path)?;
-    same_grid("label", grid, label.geometry())?;
-    let values = label.into_parts().1;
-    if let Some(&value) = values.iter().find(|v| !rule.knows(**v)) {
-        return Err(Error::LabelValue {
-            value,
-            voxels: values.iter().filter(|v| **v == value).count(),
-        });
-    }
-    Ok(values.map(|v| u8::from(rule.is_lesion(*v))))
-}
-
-pub(crate) fn same_grid(
-    what: &'static str,
-    image: &Geometry,
-    other: &Geometry,
-) -> Result<(), Error> {
-    image.difference(other).map_or(Ok(()), |difference| Err(Error::Grid { what, difference }))
 }
 
 /// Clips and z-scores inside the brain, in place; strips what lies outside.

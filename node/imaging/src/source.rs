@@ -1,0 +1,240 @@
+//! An image or label as a site has it: a NIfTI file, a folder of DICOM files, a set of contours.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::cohort::LabelRule;
+use crate::dicom::{self, LabelKind, Series, SeriesChoice, rtstruct, segmentation};
+use crate::nifti;
+use crate::volume::{Geometry, Volume};
+
+/// Most files of a DICOM folder.
+pub const MAX_FILES: usize = 20_000;
+/// Where a DICOM file says that it is one (PS3.10 section 7.1).
+const DICOM_MAGIC_AT: usize = 128;
+
+/// Why an image or label could not be read; one sentence that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A NIfTI file.
+    #[error(transparent)]
+    Nifti(#[from] nifti::Error),
+    /// A DICOM series.
+    #[error(transparent)]
+    Dicom(#[from] dicom::Error),
+    /// Contours.
+    #[error(transparent)]
+    Contours(#[from] rtstruct::Error),
+    /// A DICOM segmentation.
+    #[error(transparent)]
+    Segmentation(#[from] segmentation::Error),
+    /// The operating system said no.
+    #[error("reading {}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// More files than any series has.
+    #[error("{} holds more than {MAX_FILES} files; give the folder of this series alone", .0.display())]
+    TooManyFiles(PathBuf),
+    /// A label that belongs to a DICOM series, for an image that is none.
+    #[error(
+        "the label {} refers to a DICOM series, but the image is a NIfTI file; name the folder of the series as image, \
+         or convert the label with `rondo image convert`", .0.display()
+    )]
+    NoSeries(PathBuf),
+    /// A DICOM file of another kind.
+    #[error("the label {} is neither an RTSTRUCT nor a DICOM SEG; name the file with the contours", .0.display())]
+    NoLabel(PathBuf),
+    /// Contours without a choice among them.
+    #[error(
+        "the label {} holds contours, but the cohort does not say which are metastases; add their names to `label_rois`",
+        .0.display()
+    )]
+    NoRois(PathBuf),
+    /// A label on another grid.
+    #[error(
+        "the {what} {} lies on another grid than the image ({difference}); resample it onto the image's grid",
+        path.display()
+    )]
+    Grid {
+        /// `label` or `brain mask`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What sets the grids apart.
+        difference: String,
+    },
+    /// A label value that the cohort does not know.
+    #[error(
+        "the label {} holds the value {value} in {voxels} voxels, which the cohort file neither includes nor ignores; \
+         add it to `label_include` or `label_ignore`, or correct the label", path.display()
+    )]
+    LabelValue {
+        /// The file.
+        path: PathBuf,
+        /// The value.
+        value: u16,
+        /// How many voxels hold it.
+        voxels: usize,
+    },
+}
+
+/// What kind of thing lies at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A folder: of DICOM files.
+    Folder,
+    /// One DICOM file.
+    Dicom,
+    /// Any other file: a NIfTI file, or an error that says so.
+    Nifti,
+}
+
+impl Kind {
+    /// Looks at the first bytes.
+    ///
+    /// # Errors
+    /// A path that cannot be opened.
+    pub fn of(path: &Path) -> Result<Self, Error> {
+        let io = |source| Error::Io { path: path.to_path_buf(), source };
+        if fs::metadata(path).map_err(io)?.is_dir() {
+            return Ok(Self::Folder);
+        }
+        let mut first = Vec::with_capacity(DICOM_MAGIC_AT + 4);
+        let file = File::open(path).map_err(io)?;
+        file.take(DICOM_MAGIC_AT as u64 + 4).read_to_end(&mut first).map_err(io)?;
+        Ok(if first.get(DICOM_MAGIC_AT..) == Some(b"DICM") { Self::Dicom } else { Self::Nifti })
+    }
+}
+
+/// An image in its own storage order.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Scaled values, all finite.
+    pub volume: Volume<f32>,
+    /// The series, where it is one: what a prediction for a planning system refers to.
+    pub series: Option<Series>,
+    /// Peculiarities of the files.
+    pub notices: Vec<String>,
+}
+
+fn choice(series: Option<&str>) -> SeriesChoice {
+    series.map_or(SeriesChoice::Only, |uid| SeriesChoice::Uid(uid.to_owned()))
+}
+
+/// Folder of a series: a single DICOM file stands for a folder with nothing else in it.
+fn is_dicom(path: &Path) -> Result<bool, Error> {
+    Ok(Kind::of(path)? != Kind::Nifti)
+}
+
+/// Reads an image: a NIfTI file, or a DICOM series chosen by its Series Instance UID or as the only
+/// T1-weighted one with contrast agent.
+///
+/// # Errors
+/// Files that are no sound image; the sentence says what to do.
+pub fn read_image(path: &Path, series: Option<&str>) -> Result<Image, Error> {
+    if is_dicom(path)? {
+        let (series, volume) = dicom::read_series(path, &choice(series))?;
+        let notices = series.notices.clone();
+        return Ok(Image { volume, series: Some(series), notices });
+    }
+    let image = nifti::read_image(path)?;
+    Ok(Image { volume: image.volume, series: None, notices: image.header.notices })
+}
+
+/// Reads the headers of an image only.
+///
+/// # Errors
+/// As [`read_image`], as far as headers tell.
+pub fn read_geometry(
+    path: &Path,
+    series: Option<&str>,
+) -> Result<(Geometry, Option<Series>), Error> {
+    if is_dicom(path)? {
+        let series = dicom::read_series_geometry(path, &choice(series))?;
+        return Ok((series.geometry.clone(), Some(series)));
+    }
+    Ok((nifti::read_header(path)?.geometry, None))
+}
+
+/// Reads a label on the grid of its image: 1 for metastasis by the cohort's rule. A NIfTI label may be
+/// stored in another axis order than the image.
+///
+/// # Errors
+/// Another grid, values or contours that the rule does not know, an unreadable file.
+pub fn read_label(
+    path: &Path,
+    image: &Geometry,
+    series: Option<&Series>,
+    rule: &LabelRule,
+) -> Result<Volume<u8>, Error> {
+    if Kind::of(path)? == Kind::Nifti {
+        let label = on_grid_of("label", path, image, nifti::read_labels(path)?)?;
+        if let Some(&value) = label.data().iter().find(|v| !rule.knows(**v)) {
+            let voxels = label.data().iter().filter(|v| **v == value).count();
+            return Err(Error::LabelValue { path: path.to_path_buf(), value, voxels });
+        }
+        return Ok(label.map(|v| u8::from(rule.is_lesion(*v))));
+    }
+    let series = series.ok_or_else(|| Error::NoSeries(path.to_path_buf()))?;
+    match dicom::label_kind(path)? {
+        LabelKind::Segmentation => Ok(segmentation::read(path, series)?),
+        LabelKind::StructureSet if rule.rois.is_empty() => Err(Error::NoRois(path.to_path_buf())),
+        LabelKind::StructureSet => Ok(rtstruct::read_label(path, series, &rule.rois)?),
+        LabelKind::Other => Err(Error::NoLabel(path.to_path_buf())),
+    }
+}
+
+/// Reads a mask on the grid of its image: 1 where above 0. `what` names it in errors.
+///
+/// # Errors
+/// Another grid, or an unreadable file.
+pub fn read_mask(what: &'static str, path: &Path, image: &Geometry) -> Result<Volume<u8>, Error> {
+    on_grid_of(what, path, image, nifti::read_mask(path)?)
+}
+
+/// Brings a volume into the storage order of `image`, if it holds the same voxels.
+fn on_grid_of<T: Clone>(
+    what: &'static str,
+    path: &Path,
+    image: &Geometry,
+    volume: Volume<T>,
+) -> Result<Volume<T>, Error> {
+    volume.stored_as(image).map_err(|difference| Error::Grid {
+        what,
+        path: path.to_path_buf(),
+        difference,
+    })
+}
+
+/// The files an image, label or mask consists of, in an order that does not depend on the disk.
+///
+/// # Errors
+/// A folder that cannot be listed, or holds far too many files.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    if Kind::of(path)? != Kind::Folder {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let (mut folders, mut files) = (vec![path.to_path_buf()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        let io = |source| Error::Io { path: folder.clone(), source };
+        for entry in fs::read_dir(&folder).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let kind = entry.file_type().map_err(io)?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                files.push(entry.path());
+            }
+            if files.len() + folders.len() > MAX_FILES {
+                return Err(Error::TooManyFiles(path.to_path_buf()));
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
