@@ -90,17 +90,20 @@ pub fn check(cohort: &Cohort, progress: OnProgress<'_>) -> CheckReport {
         set_aside: Vec::new(),
         notices: Vec::new(),
     };
-    let mut seen: HashMap<[u8; 32], &str> = HashMap::new();
+    let mut seen: HashMap<[u8; 32], &Case> = HashMap::new();
     for (case, result) in cohort.cases.iter().zip(inspected) {
         let verdict = result.and_then(|sound| match seen.get(&sound.digest) {
             Some(first) => Err(format!(
-                "the image holds the same voxels as case {first}; remove one of the two"
+                "the image holds the same voxels as case {} of the {} split; remove one of the two{}",
+                first.id,
+                first.split.name(),
+                if first.split == case.split { "" } else { ", or a model is judged on what it saw" }
             )),
             None => Ok(sound),
         });
         match verdict {
             Ok(sound) => {
-                seen.insert(sound.digest, &case.id);
+                seen.insert(sound.digest, case);
                 report.usable.push(case.id.clone());
                 report.notices.extend(
                     sound.notices.into_iter().map(|text| Notice { id: case.id.clone(), text }),

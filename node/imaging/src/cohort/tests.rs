@@ -104,6 +104,71 @@ sex = "f"
     }
 }
 
+const ONE_CASE: &str = r#"
+[[case]]
+id = "a"
+patient = "p"
+image = "dicom"
+series = "1.2.3"
+label = "rtstruct.dcm"
+split = "train"
+"#;
+
+#[test]
+fn what_is_left_out_is_the_paper_s_preparation() {
+    let text = format!("name = \"uker\"\n{ONE_CASE}");
+    let cohort = Cohort::parse(&text, Path::new("/data")).unwrap();
+    assert_eq!(cohort.preprocess, Settings::default());
+    assert_eq!(cohort.preprocess.grid, Grid::Isotropic { spacing_mm: 1.0, shape: [240, 240, 155] });
+    assert_eq!(cohort.preprocess.bias_correction, BiasCorrection::N4);
+    let case = &cohort.cases[0];
+    assert_eq!((case.series.as_deref(), &case.brain_mask), (Some("1.2.3"), &None));
+}
+
+#[test]
+fn every_setting_is_read_saved_and_read_again() {
+    let text = format!(
+        "name = \"uker\"\nlabel_rois = [\"GTV 1\", \"GTV 2\"]\nbias_correction = \"none\"\n\
+         grid_spacing_mm = 2\ngrid_shape = [96, 96, 0x40]\nbackground = \"zero\"\n\
+         brain_mask_command = [\"bet\", \"{{input}}\", \"{{mask}}\"]\n{ONE_CASE}"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let cohort = Cohort::parse(&text, dir.path()).unwrap();
+    let settings = &cohort.preprocess;
+    assert_eq!(settings.grid, Grid::Isotropic { spacing_mm: 2.0, shape: [96, 96, 64] });
+    assert_eq!(settings.bias_correction, BiasCorrection::None);
+    assert!(settings.brain_mask_command.is_some());
+    assert_eq!(cohort.label.rois, ["GTV 1", "GTV 2"]);
+    cohort.save(dir.path()).unwrap();
+    assert_eq!(Cohort::load(dir.path()).unwrap(), cohort);
+    let native = Cohort { preprocess: Settings::native(), ..cohort };
+    native.save(dir.path()).unwrap();
+    assert_eq!(Cohort::load(dir.path()).unwrap(), native);
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused_in_their_line() {
+    for (line, words) in [
+        ("grid = \"1mm\"", "`grid` has an unknown value; write \"isotropic\" or \"native\""),
+        ("bias_correction = true", "`bias_correction` has an unknown value"),
+        ("grid_spacing_mm = 0.0", "`grid_spacing_mm` is no distance"),
+        ("grid_spacing_mm = nan", "`grid_spacing_mm` is no distance"),
+        ("grid_shape = [240, 240]", "`grid_shape` is no shape"),
+        ("grid_shape = [240, 240, 5000]", "`grid_shape` is no shape"),
+        ("grid_shape = [240, -1, 5]", "`grid_shape` is no shape"),
+        ("label_rois = \"GTV\"", "`label_rois` is not a list of texts"),
+        ("label_rois = [\"\"]", "`label_rois` is not a list of texts"),
+        ("brain_mask_command = [\"bet\", \"{input}\"]", "`brain_mask_command` is incomplete"),
+        ("grid = \"native\"\ngrid_spacing_mm = 1.0", "a native grid has the spacing"),
+    ] {
+        let text = format!("name = \"uker\"\n{line}\n{ONE_CASE}");
+        let problems = Cohort::parse(&text, Path::new("")).unwrap_err();
+        let said: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert!(said.len() == 1 && said[0].contains(words), "{line}: {said:?}");
+        assert_eq!(problems[0].line, 1 + line.lines().count(), "{line}");
+    }
+}
+
 #[test]
 fn broken_toml_and_empty_cohorts() {
     for (text, words) in [
@@ -221,7 +286,7 @@ fn bad_cases_are_set_aside_and_the_rest_goes_on() {
         ("c6", "the value 9 in 1 voxels"),
         ("c7", "brain mask is empty"),
         ("c8", "label"),
-        ("c9", "same voxels as case c0"),
+        ("c9", "same voxels as case c0 of the train split"),
     ];
     assert_eq!(report.set_aside.len(), expected.len());
     for (aside, (id, words)) in report.set_aside.iter().zip(expected) {
