@@ -12,8 +12,9 @@ use dicom_dictionary_std::{tags, uids};
 use dicom_object::mem::InMemElement;
 use dicom_object::{FileMetaTableBuilder, InMemDicomObject, open_file};
 use ndarray::Array3;
-use rondo_imaging::dicom::composite::{Description, Grouping};
-use rondo_imaging::dicom::{self, Series, SeriesChoice, rtstruct, segmentation};
+use rondo_imaging::dicom::{
+    self, Description, Grouping, Series, SeriesChoice, rtstruct, segmentation,
+};
 use rondo_imaging::lesion::{Connectivity, components};
 use rondo_imaging::volume::{Geometry, Volume};
 
@@ -221,6 +222,42 @@ fn nothing_found_is_written_and_read() {
         assert_eq!(reading.label, nothing);
         assert!(reading.notices[0].contains("no contours"), "{:?}", reading.notices);
     }
+}
+
+#[test]
+fn planes_of_a_multi_frame_object_are_referenced_by_their_number() {
+    let case = series();
+    let mut series = case.series.clone();
+    for (slice, n) in series.slices.iter_mut().zip(1..) {
+        slice.sop_class_uid = uids::ENHANCED_MR_IMAGE_STORAGE.to_owned();
+        slice.sop_instance_uid = "1.2.826.0.1.3680043.10.999.8".to_owned();
+        slice.frame = Some(n);
+    }
+    let prediction = painted(&series.geometry);
+    let (seg, contours) = (case.path("seg.dcm"), case.path("rtstruct.dcm"));
+    segmentation::write(&seg, &series, &prediction, &described(Grouping::Whole)).unwrap();
+    rtstruct::write(&contours, &series, &prediction, &described(Grouping::Whole)).unwrap();
+    assert_eq!(segmentation::read(&seg, &series).unwrap(), prediction);
+    let rois = ["Metastasis".to_owned()];
+    assert_eq!(rtstruct::read_label(&contours, &series, &rois).unwrap(), prediction);
+    let items =
+        |object: &InMemDicomObject, tag| object.element(tag).unwrap().items().unwrap().to_vec();
+    let number = |object: &InMemDicomObject| {
+        object.element(tags::REFERENCED_FRAME_NUMBER).unwrap().to_int::<u32>().unwrap()
+    };
+    let file = open_file(&seg).unwrap();
+    let frames: Vec<u32> = items(&file, tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE)
+        .iter()
+        .map(|frame| items(frame, tags::DERIVATION_IMAGE_SEQUENCE)[0].clone())
+        .map(|derived| number(&items(&derived, tags::SOURCE_IMAGE_SEQUENCE)[0]))
+        .collect();
+    assert_eq!(frames, [2, 3, 4, 5, 7, 8, 9]);
+    let referenced = &items(&file, tags::REFERENCED_SERIES_SEQUENCE)[0];
+    assert_eq!(items(referenced, tags::REFERENCED_INSTANCE_SEQUENCE).len(), 1);
+    let file = open_file(&contours).unwrap();
+    let region = &items(&file, tags::ROI_CONTOUR_SEQUENCE)[0];
+    let first = &items(region, tags::CONTOUR_SEQUENCE)[0];
+    assert_eq!(number(&items(first, tags::CONTOUR_IMAGE_SEQUENCE)[0]), 2);
 }
 
 /// A structure set of another maker, as plain as they come.
@@ -503,8 +540,8 @@ fn pydicom_and_highdicom_read_the_same() {
     let Some(python) = python() else { return };
     let case = series();
     let prediction = painted(&case.series.geometry);
-    let (seg, contours, mask) =
-        (case.path("seg.dcm"), case.path("rtstruct.dcm"), case.path("mask.npy"));
+    let [seg, contours, mask, theirs] =
+        ["seg.dcm", "rtstruct.dcm", "mask.npy", "highdicom.dcm"].map(|name| case.path(name));
     save_npy(&mask, prediction.data());
     for grouping in [Grouping::Whole, Grouping::PerLesion(Connectivity::TwentySix)] {
         let description = described(grouping);
@@ -512,7 +549,7 @@ fn pydicom_and_highdicom_read_the_same() {
         rtstruct::write(&contours, &case.series, &prediction, &description).unwrap();
         let out = Command::new(&python)
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dicom_out_check.py"))
-            .args([&case.path("series"), &mask, &seg, &contours])
+            .args([&case.path("series"), &mask, &seg, &contours, &theirs])
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&out.stdout);
@@ -521,7 +558,41 @@ fn pydicom_and_highdicom_read_the_same() {
             "{said}{}",
             String::from_utf8_lossy(&out.stderr)
         );
+        assert_eq!(segmentation::read(&theirs, &case.series).unwrap(), prediction);
     }
+}
+
+/// Whatever a damaged byte makes of a file, reading it ends with a mask on the grid or an error.
+#[test]
+fn no_flipped_byte_brings_the_readers_down() {
+    let case = series();
+    let mut one = Array3::<u8>::zeros(SHAPE);
+    one[[3, 4, 5]] = 1;
+    let prediction = Volume::new(case.series.geometry.clone(), one).unwrap();
+    let path = case.path("flipped.dcm");
+    let rois = ["Metastasis".to_owned()];
+    let description = described(Grouping::Whole);
+    let mut refused = [0usize; 2];
+    rtstruct::write(&path, &case.series, &prediction, &description).unwrap();
+    let contours = std::fs::read(&path).unwrap();
+    segmentation::write(&path, &case.series, &prediction, &description).unwrap();
+    let seg = std::fs::read(&path).unwrap();
+    for (n, whole) in [contours, seg].into_iter().enumerate() {
+        for at in (128..whole.len()).step_by(3) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= [0xff, 0x01, 0x80][at % 3];
+            std::fs::write(&path, &bytes).unwrap();
+            let label = match n {
+                0 => rtstruct::read_label(&path, &case.series, &rois).ok(),
+                _ => segmentation::read(&path, &case.series).ok(),
+            };
+            match label {
+                Some(label) => assert_eq!(label.geometry(), &case.series.geometry),
+                None => refused[n] += 1,
+            }
+        }
+    }
+    assert!(refused.iter().all(|n| *n > 50), "{refused:?}");
 }
 
 /// A file that claims what it does not hold is refused at once and without reserving it.
@@ -571,8 +642,29 @@ fn hostile_lengths_and_nesting_are_refused() {
         }
         bytes
     };
+    let value = |group: u16, number: u16, value: &[u8]| {
+        let mut bytes = element(group, number, value.len() as u32);
+        bytes.extend(value);
+        bytes
+    };
+    let within = |tag: u16, item: &[u8]| value(0x3006, tag, &value(0xfffe, 0xe000, item));
+    let points = |start: &[u8]| {
+        let mut roi = value(0x3006, 0x22, b"7 ");
+        roi.extend(value(0x3006, 0x24, format!("{FRAME}\0").as_bytes()));
+        roi.extend(value(0x3006, 0x26, b"GTV 1 "));
+        let mut contour = value(0x3006, 0x42, b"CLOSED_PLANAR ");
+        contour.extend(value(0x3006, 0x50, &b"1\\".repeat(3 * rtstruct::MAX_POINTS)));
+        let mut drawn = within(0x40, &contour);
+        drawn.extend(value(0x3006, 0x84, b"7 "));
+        let mut bytes = start.to_vec();
+        bytes.extend(class("1.2.840.10008.5.1.4.1.1.481.3\0"));
+        bytes.extend(within(0x20, &roi));
+        bytes.extend(within(0x39, &drawn));
+        bytes
+    };
     let nothing = Vec::new();
     for (bytes, why) in [
+        (points(&start), "more than 4000000 points"),
         (huge(&start), "cut short"),
         (deep(&start), "nested deeper"),
         (many(&start), "more attributes"),

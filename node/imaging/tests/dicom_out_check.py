@@ -1,7 +1,8 @@
-"""Reads what dicom_out.rs wrote with pydicom and highdicom: FOLDER MASK SEG RTSTRUCT.
+"""Reads what dicom_out.rs wrote with pydicom and highdicom: FOLDER MASK SEG RTSTRUCT OUT.
 
-MASK is an .npy of uint8 [slice, row, column] in the order of positions along the normal. Ends with
-a line that begins with "checked"; anything wrong is an exception.
+MASK is an .npy of uint8 [slice, row, column] in the order of positions along the normal. Writes the
+mask with highdicom as a segmentation of two overlapping segments to OUT. Ends with a line that
+begins with "checked"; anything wrong is an exception.
 """
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import highdicom
 import numpy as np
 import pydicom
 
-folder, mask, seg_path, rt_path = map(Path, sys.argv[1:])
+folder, mask, seg_path, rt_path, out_path = map(Path, sys.argv[1:])
 mask = np.load(mask)
 images = [pydicom.dcmread(p) for p in folder.glob("*.dcm")]
 orientation = np.array(images[0].ImageOrientationPatient, float)
@@ -98,4 +99,33 @@ for region in rt.ROIContourSequence:
         grid = np.stack([from_corner @ row / spacing[1], from_corner @ column / spacing[0]], axis=1)
         drawn[k] ^= inside(grid, mask.shape[1:])
 assert np.array_equal(drawn, mask > 0)
+described = [
+    highdicom.seg.SegmentDescription(
+        segment_number=n,
+        segment_label=f"part {n}",
+        segmented_property_category=highdicom.sr.CodedConcept(
+            "49755003", "SCT", "Morphologically Abnormal Structure"
+        ),
+        segmented_property_type=highdicom.sr.CodedConcept("14799000", "SCT", "Neoplasm, Secondary"),
+        algorithm_type="MANUAL",
+    )
+    for n in (1, 2)
+]
+half = mask.copy()
+half[:, :, : mask.shape[2] // 2] = 0
+highdicom.seg.Segmentation(
+    source_images=images,
+    pixel_array=np.stack([mask, half], axis=-1),
+    segmentation_type="BINARY",
+    segment_descriptions=described,
+    series_instance_uid=highdicom.UID(),
+    series_number=7,
+    sop_instance_uid=highdicom.UID(),
+    instance_number=1,
+    manufacturer="Test",
+    manufacturer_model_name="Test",
+    software_versions="1",
+    device_serial_number="1",
+    omit_empty_frames=False,
+).save_as(out_path)
 print(f"checked {frames} frames of {len(seg.segment_numbers)} segments and {len(numbers)} regions")

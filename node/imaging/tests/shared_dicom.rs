@@ -77,3 +77,16 @@ fn t1_head_has_the_geometry_and_values_of_simpleitk() {
     assert!(series.notices.is_empty(), "{:?}", series.notices);
     assert_eq!((series.slices.len(), series.modality.as_str()), (196, "MR"));
 }
+
+#[test]
+fn a_series_becomes_a_nifti_file_with_the_same_numbers() {
+    let Some(folder) = shared("data/t1-head-dicom") else { return };
+    let (_, volume) = dicom::read_series(&folder, &SeriesChoice::Only).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("head.nii.gz");
+    nifti::write_narrow(&path, &volume).unwrap();
+    let back = nifti::read_image(&path).unwrap();
+    assert_eq!(back.header.scalar, nifti::Scalar::I16);
+    assert_eq!(back.volume.data(), volume.data());
+    assert!(back.volume.geometry().matches(volume.geometry()));
+}

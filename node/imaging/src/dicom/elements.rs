@@ -44,7 +44,7 @@ pub(super) struct Wanted {
 /// Of an image. A frame of an enhanced object needs about 400 bytes.
 pub(super) const IMAGE: Wanted = Wanted { attributes: KEPT, kept_bytes: 4 << 20 };
 
-const KEPT: &[(Tag, VR)] = &[
+pub(super) const KEPT: &[(Tag, VR)] = &[
     (tags::SPECIFIC_CHARACTER_SET, VR::CS),
     (tags::IMAGE_TYPE, VR::CS),
     (tags::SOP_CLASS_UID, VR::UI),

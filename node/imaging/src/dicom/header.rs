@@ -15,8 +15,10 @@ use super::elements::{self, PixelData};
 use super::{Cause, Identity};
 use crate::nifti::MAX_EDGE;
 
-/// Longest description that is kept.
+/// Longest description that is kept, in characters.
 const MAX_WORDS: usize = 64;
+/// Longest attribute of a patient or study that is kept: three groups of 64 characters and more.
+const MAX_TEXT: usize = 256;
 
 /// How samples are stored, PS3.3 C.7.6.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,7 +249,8 @@ struct Attributes<'a>(&'a InMemDicomObject);
 impl<'a> Attributes<'a> {
     fn text(&self, tag: Tag) -> Option<String> {
         let text = self.0.get(tag)?.to_str().ok()?;
-        Some(text.trim_matches(|c: char| c == ' ' || c == '\0').to_owned())
+        let text = text.trim_matches(|c: char| c == ' ' || c == '\0');
+        Some(text.chars().take(MAX_TEXT).collect())
     }
 
     fn uid(&self, tag: Tag) -> String {

@@ -10,10 +10,14 @@
 //! JPEG 2000. Grids are kept as they are, oblique or sheared: the affine is computed from the first
 //! and the last position and never made orthogonal.
 //!
+//! [`rtstruct`] reads contours drawn on a series as a label; it and [`segmentation`] write a prediction
+//! so that it references the series.
+//!
 //! A file is a claim by a stranger. Lengths are held against the file before anything is reserved
-//! for them. For one thread reading a header at most 128 MiB are reserved (4 MiB of attributes), for
-//! one decoding a frame 96 MiB (uncompressed) or 256 MiB (compressed), and for the volume 1 GiB. No
-//! attribute of a patient is in an error or a notice: file names, uids and descriptions of series are.
+//! for them. Reserved are at most: 512 MiB for what is kept of all headers, and for each thread that
+//! reads one 128 MiB; 1 GiB for the volume and 64 MiB for planes on their way into it; for each thread
+//! that decodes a frame 128 MiB (uncompressed) or 256 MiB (compressed). No attribute of a patient is
+//! in an error or a notice: file names, uids and descriptions of series are.
 
 mod choose;
 mod codestream;
@@ -34,9 +38,11 @@ mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+pub use composite::{Description, Grouping};
 pub use opened::{LabelKind, label_kind};
 pub use series::{Identity, Series, SeriesChoice, SeriesSummary, Slice};
 
@@ -44,6 +50,8 @@ use crate::volume::{self, Volume};
 
 /// Most files looked at in one folder and those below it.
 pub const MAX_FILES: usize = 50_000;
+/// Most images (frames) in all of them.
+pub const MAX_IMAGES: usize = 1 << 18;
 /// Deepest folder below the one that is named.
 pub const MAX_DEPTH: usize = 16;
 /// Largest file that is read.
@@ -61,6 +69,9 @@ pub enum Error {
     /// More than [`MAX_FILES`].
     #[error("reading the folder {}: it holds more than 50000 files; name the folder of one study", path.display())]
     TooManyFiles { path: PathBuf },
+    /// More than [`MAX_IMAGES`].
+    #[error("reading the folder {}: it holds more than 262144 images; name the folder of one study", path.display())]
+    TooManyImages { path: PathBuf },
     /// Deeper than [`MAX_DEPTH`].
     #[error("reading the folder {}: it lies more than 16 folders deep; name the folder of one study", path.display())]
     TooDeep { path: PathBuf },
@@ -252,9 +263,15 @@ pub fn read_series_geometry(folder: &Path, choice: &SeriesChoice) -> Result<Seri
 
 fn headers(folder: &Path) -> Result<Vec<header::Image>, Error> {
     let files = walk::files(folder)?;
-    let read = files
-        .into_par_iter()
-        .map(|path| header::read(&path).map_err(|cause| Error::File { path, cause }));
+    let found = AtomicUsize::new(0);
+    let read = files.into_par_iter().map(|path| {
+        let image = header::read(&path).map_err(|cause| Error::File { path, cause })?;
+        let frames = image.iter().flat_map(|i| &i.content).map(|(_, frames)| frames.len()).sum();
+        if found.fetch_add(frames, Ordering::Relaxed) > MAX_IMAGES {
+            return Err(Error::TooManyImages { path: folder.to_path_buf() });
+        }
+        Ok(image)
+    });
     let images = read.collect::<Result<Vec<_>, _>>()?;
     // Without a series it is a DICOMDIR or the like.
     Ok(images.into_iter().flatten().filter(|i| !i.series_uid.is_empty()).collect())

@@ -25,8 +25,8 @@ pub(super) struct Opened {
     deflated_at: u64,
 }
 
-/// Opens a file of at most `most_bytes`. Memory is at most some five times `wanted.kept_bytes`, for
-/// a file of nothing but empty items.
+/// Opens a file of at most `most_bytes`. Memory is at most some four times `wanted.kept_bytes`, for
+/// files of one long value and for those of nothing but empty items.
 pub(super) fn open(path: &Path, wanted: &'static Wanted, most_bytes: u64) -> Result<Opened, Error> {
     opened(path, wanted, most_bytes).map_err(|cause| Error::File { path: path.into(), cause })
 }

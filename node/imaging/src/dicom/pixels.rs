@@ -18,6 +18,10 @@ use super::{Cause, Error};
 
 /// Planes decoded before they are turned: memory stores k fastest, files i.
 const PLANES_AT_ONCE: usize = 32;
+/// Voxels of the planes that wait to be turned (64 MiB), but one plane always.
+const WAITING_VOXELS: usize = 1 << 24;
+/// Columns turned together, a line of the cache.
+const COLUMNS_AT_ONCE: usize = 16;
 /// Fragments of one object: frames of [`crate::nifti::MAX_EDGE`], each in many.
 const MAX_FRAGMENTS: usize = 1 << 16;
 
@@ -36,8 +40,9 @@ pub(super) fn decode(images: &[Image], stack: &Stack) -> Result<Array3<f32>, Err
     let files = files.collect::<Result<Vec<_>, _>>()?;
     let [ni, nj, nk] = stack.geometry.shape();
     let mut data = Array3::<f32>::zeros((ni, nj, nk));
-    for first in (0..nk).step_by(PLANES_AT_ONCE) {
-        let planes = &stack.planes[first..nk.min(first + PLANES_AT_ONCE)];
+    let together = (WAITING_VOXELS / (ni * nj)).clamp(1, PLANES_AT_ONCE);
+    for first in (0..nk).step_by(together) {
+        let planes = &stack.planes[first..nk.min(first + together)];
         let decoded = planes.par_iter().map(|plane| {
             let image = &images[plane.image];
             files[plane.image]
@@ -46,15 +51,29 @@ pub(super) fn decode(images: &[Image], stack: &Stack) -> Result<Array3<f32>, Err
         });
         let decoded = decoded.collect::<Result<Vec<Vec<f32>>, _>>()?;
         let flat = data.as_slice_mut().unwrap_or_default();
-        flat.par_chunks_mut(nj * nk).enumerate().for_each(|(i, lines)| {
-            for (j, line) in lines.chunks_exact_mut(nk).enumerate() {
-                for (to, plane) in line[first..].iter_mut().zip(&decoded) {
-                    *to = plane[i + ni * j];
-                }
-            }
+        flat.par_chunks_mut(COLUMNS_AT_ONCE * nj * nk).enumerate().for_each(|(n, columns)| {
+            let i = n * COLUMNS_AT_ONCE..ni.min((n + 1) * COLUMNS_AT_ONCE);
+            turn(columns, i, [ni, nj, nk], first, &decoded);
         });
     }
     Ok(data)
+}
+
+/// Puts some columns of some planes into place, a block at a time that fits the first cache: planes
+/// and lines of 256 voxels would otherwise drive each other out of it.
+fn turn(to: &mut [f32], i: Range<usize>, shape: [usize; 3], first: usize, planes: &[Vec<f32>]) {
+    let [ni, nj, nk] = shape;
+    let mut block = [[0f32; PLANES_AT_ONCE]; COLUMNS_AT_ONCE];
+    for j in 0..nj {
+        for (k, plane) in planes.iter().enumerate() {
+            let row = &plane[ni * j + i.start..ni * j + i.end];
+            block.iter_mut().zip(row).for_each(|(line, value)| line[k] = *value);
+        }
+        for (line, to) in block.iter().zip(to.chunks_exact_mut(nj * nk)) {
+            let at = j * nk + first;
+            to[at..at + planes.len()].copy_from_slice(&line[..planes.len()]);
+        }
+    }
 }
 
 /// What must be known of a file before one of its frames can be read.

@@ -217,7 +217,7 @@ fn evenly_spaced(placed: &[Placed<'_>]) -> Result<(), Fault> {
     let between = |at: usize| (placed[at].name.clone(), placed[at + 1].name.clone());
     let missing = |at: &usize| {
         let times = steps[*at] / usual;
-        (times > 1.5 && (times - times.round()).abs() < 0.1).then_some(times.round() as usize - 1)
+        (times > 1.5 && (times - times.round()).abs() < 0.1).then(|| times.round() as usize - 1)
     };
     // Only whole steps are missing: something was not copied. Otherwise the spacing varies.
     if odd.iter().all(|n| missing(n).is_some()) {

@@ -4,6 +4,7 @@
 //! A header is a claim by a stranger: nothing is allocated before the file is known to be able
 //! to hold it, and never more is read than the header promises.
 
+mod gzip;
 mod header;
 mod read;
 mod write;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 pub use header::{Header, Scalar, Version};
 pub use read::{Image, read_header, read_image, read_labels, read_mask};
-pub use write::{Voxel, write};
+pub use write::{Voxel, write, write_narrow};
 
 use crate::volume;
 

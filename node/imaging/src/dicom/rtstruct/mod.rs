@@ -32,6 +32,8 @@ pub const MAX_ROIS: usize = 4096;
 pub const MAX_CONTOURS: usize = 200_000;
 /// Most points of the chosen regions.
 pub const MAX_POINTS: usize = 4_000_000;
+/// Most rows and columns crossed by all edges of these contours: the work of filling them.
+pub const MAX_STEPS: usize = 100_000_000;
 /// A coordinate beyond this is no place in a scanner.
 pub const MAX_COORDINATE_MM: f64 = 1e5;
 /// Most an outline may depart from its plane, as a share of the distance between slices.
@@ -105,6 +107,12 @@ pub enum Error {
         found: String,
         /// The series given.
         expected: String,
+    },
+    /// The series has no grid to speak of.
+    #[error("reading contours from {}: the grid of the series is singular; export the series anew", path.display())]
+    Grid {
+        /// The file.
+        path: PathBuf,
     },
     /// A contour that cannot be put on the grid.
     #[error("reading contours from {}: contour {number} of region {roi:?} {problem}", path.display())]

@@ -15,7 +15,7 @@ use super::super::elements::Wanted;
 use super::super::opened::{items, open, shown, text};
 use super::{
     CLOSED_PLANAR, CLOSED_PLANAR_XOR, Error, MAX_CONTOURS, MAX_COORDINATE_MM, MAX_FILE_BYTES,
-    MAX_POINTS, MAX_ROIS, MAX_TILT_SLICES,
+    MAX_POINTS, MAX_ROIS, MAX_STEPS, MAX_TILT_SLICES,
 };
 use crate::volume::Volume;
 
@@ -82,19 +82,16 @@ pub fn read(path: &Path, series: &Series, rois: &[String]) -> Result<Reading, Er
     let regions = choose(path, &object, rois)?;
     check_source(path, &object, series, &regions)?;
     let Some(to_index) = from_patient_mm(&series.geometry) else {
-        return Ok(Reading { label: empty(series), notices: Vec::new() });
+        return Err(Error::Grid { path: path.into() });
     };
-    let mut reader = Reader { path, series, to_index, contours: 0, points: 0, notices: Vec::new() };
+    let mut reader =
+        Reader { path, series, to_index, contours: 0, points: 0, steps: 0, notices: Vec::new() };
     let mut mask = Array3::zeros(series.geometry.shape());
     for region in &regions {
         reader.region(region, &mut mask)?;
     }
     let label = Volume::on_grid_of(&series.geometry, mask);
     Ok(Reading { label, notices: reader.notices })
-}
-
-fn empty(series: &Series) -> Volume<u8> {
-    Volume::on_grid_of(&series.geometry, Array3::zeros(series.geometry.shape()))
 }
 
 struct Region<'a> {
@@ -212,6 +209,7 @@ struct Reader<'a, F> {
     to_index: F,
     contours: usize,
     points: usize,
+    steps: usize,
     notices: Vec<String>,
 }
 
@@ -239,7 +237,12 @@ impl<F: Fn([f64; 3]) -> [f64; 3]> Reader<'_, F> {
                 small += 1;
                 continue;
             }
-            drawn.push(self.place(&points).map_err(refuse)?);
+            let outline = self.place(&points).map_err(refuse)?;
+            self.steps = self.steps.saturating_add(self.steps_along(&outline.outline));
+            if self.steps > MAX_STEPS {
+                return Err(self.too_many(MAX_STEPS, "rows and columns crossed by contours"));
+            }
+            drawn.push(outline);
         }
         self.remark(region, &drawn, small);
         drawn.sort_by(|a, b| a.k.total_cmp(&b.k));
@@ -255,6 +258,16 @@ impl<F: Fn([f64; 3]) -> [f64; 3]> Reader<'_, F> {
             rest = others;
         }
         Ok(())
+    }
+
+    /// Rows and columns of the image that an outline crosses, which is the work of filling it.
+    fn steps_along(&self, outline: &[Point]) -> usize {
+        let shape = self.series.geometry.shape();
+        let pairs = outline.iter().zip(outline.iter().cycle().skip(1));
+        let step = |a: &Point, b: &Point, axis: usize| {
+            (a[axis] - b[axis]).abs().min(shape[axis] as f64) as usize
+        };
+        pairs.map(|(a, b)| step(a, b, 0) + step(a, b, 1)).sum()
     }
 
     /// Puts an outline in patient millimetres on the grid.
@@ -365,6 +378,9 @@ fn numbers(contour: &InMemDicomObject, tag: Tag) -> Result<Vec<f64>, String> {
     if data.is_empty() {
         return Ok(Vec::new());
     }
+    if data.bytes().filter(|b| *b == b'\\').count() >= 3 * MAX_POINTS {
+        return Err(format!("has more than {MAX_POINTS} points; export it with fewer"));
+    }
     let parse = |text: &str| match text.trim_matches(['\0', ' ']).parse::<f64>() {
         Ok(v) if v.abs() <= MAX_COORDINATE_MM => Ok(v),
         _ => Err(format!(
@@ -373,4 +389,12 @@ fn numbers(contour: &InMemDicomObject, tag: Tag) -> Result<Vec<f64>, String> {
         )),
     };
     data.split('\\').map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn wanted_attributes_are_sorted() {
+        assert!(super::WANTED.attributes.is_sorted_by(|a, b| a.0 < b.0));
+    }
 }

@@ -209,3 +209,11 @@ impl<'a> Frames<'a> {
             .or_else(|| self.shared.first().and_then(|shared| items(shared, tag).first()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn wanted_attributes_are_sorted() {
+        assert!(super::WANTED.attributes.is_sorted_by(|a, b| a.0 < b.0));
+    }
+}
