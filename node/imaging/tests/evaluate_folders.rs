@@ -66,6 +66,89 @@ fn two_cases_with_and_without_the_brain_mask() {
     assert_eq!((pooled.reference_lesions, pooled.detected, pooled.false_positives), (1, 0, 2));
 }
 
+/// Reference, prediction and brain mask of one case each; what `evaluate` says of them.
+fn judged(cases: &[[&[(usize, u8)]; 2]], brain: Option<&[(usize, u8)]>) -> Evaluation {
+    let dir = tempfile::tempdir().unwrap();
+    for (n, boxes) in cases.iter().enumerate() {
+        for (folder, boxes) in ["reference", "prediction"].iter().zip(boxes) {
+            put(&dir.path().join(folder), &format!("{n}.nii"), boxes);
+        }
+        if let Some(brain) = brain {
+            put(&dir.path().join("brain"), &format!("{n}.nii"), brain);
+        }
+    }
+    run(dir.path(), brain.is_some(), &Options::default()).unwrap()
+}
+
+#[test]
+fn every_key_of_the_report_in_its_place() {
+    let mut report = judged(&[[&[(2, 1), (10, 1)], &[(2, 1), (16, 1)]]], None);
+    let surface_dice = &mut report.cases[0].whole_mask.surface_dice;
+    assert!((surface_dice.unwrap() - 0.5).abs() < 1e-12);
+    *surface_dice = Some(0.5);
+    let mut expected = String::from(
+        r#"{"settings":{"connectivity":26,"tolerance_mm":1.0,"labels":[],"brain_mask":false},
+        "cases":[{"id":"0","reference_lesions":2,"predicted_components":2,"detected":1,"missed":1,
+        "false_positives":1,"whole_mask":{"dice":0.5,"surface_dice":0.5,"hd95_mm":6.0,"hd_mm":6.0},
+        "lesions":[{"volume_mm3":16.0,"detected":true,"dice":1.0,"surface_dice":1.0,"hd95_mm":0.0,"hd_mm":0.0},
+        {"volume_mm3":16.0,"detected":false,"dice":null,"surface_dice":null,"hd95_mm":null,"hd_mm":null}]}],
+        "pooled":{"cases":1,"reference_lesions":2,"detected":1,"false_positives":1,"sensitivity":0.5,
+        "precision":0.5,"fp_per_case":1.0,"f1":0.5,"f2":0.5,"dice":1.0,"surface_dice":1.0,"hd95_mm":0.0}}"#,
+    );
+    expected.retain(|c| !c.is_whitespace());
+    assert_eq!(serde_json::to_string(&report).unwrap(), expected);
+}
+
+#[test]
+fn without_reference_lesions_everything_predicted_is_false() {
+    let report = judged(&[[&[], &[(2, 1), (8, 1)]], [&[], &[]]], None);
+    let pooled = &report.pooled;
+    assert_eq!((pooled.reference_lesions, pooled.detected, pooled.false_positives), (0, 0, 2));
+    assert_eq!((pooled.sensitivity, pooled.f1, pooled.f2), (None, None, None));
+    assert_eq!((pooled.precision, pooled.fp_per_case), (Some(0.0), Some(1.0)));
+    assert_eq!((pooled.dice, pooled.surface_dice, pooled.hd95_mm), (None, None, None));
+    let [predicted, empty] = &report.cases[..] else { panic!() };
+    assert!(predicted.lesions.is_empty() && empty.lesions.is_empty());
+    assert_eq!((predicted.whole_mask.dice, predicted.whole_mask.surface_dice), (0.0, Some(0.0)));
+    assert_eq!((predicted.whole_mask.hd_mm, predicted.whole_mask.both_empty), (None, false));
+    assert_eq!((empty.whole_mask.dice, empty.whole_mask.surface_dice), (1.0, None));
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["cases"][1]["whole_mask"]["both_empty"], true);
+    assert!(json["pooled"]["sensitivity"].is_null());
+}
+
+#[test]
+fn without_a_prediction_every_lesion_is_missed() {
+    let report = judged(&[[&[(2, 1), (8, 1)], &[]]], None);
+    let (pooled, case) = (&report.pooled, &report.cases[0]);
+    assert_eq!((case.detected, case.missed, case.predicted_components), (0, 2, 0));
+    assert_eq!((pooled.sensitivity, pooled.fp_per_case), (Some(0.0), Some(0.0)));
+    assert_eq!((pooled.precision, pooled.f1, pooled.f2, pooled.dice), (None, None, None, None));
+    assert_eq!((case.whole_mask.dice, case.whole_mask.hd95_mm), (0.0, None));
+}
+
+#[test]
+fn only_false_positives_beside_missed_lesions_is_zero_and_not_undefined() {
+    let pooled = judged(&[[&[(2, 1)], &[(10, 1)]]], None).pooled;
+    assert_eq!((pooled.sensitivity, pooled.precision), (Some(0.0), Some(0.0)));
+    assert_eq!((pooled.f1, pooled.f2, pooled.dice), (Some(0.0), Some(0.0), None));
+}
+
+#[test]
+fn a_brain_mask_may_remove_every_prediction() {
+    let report = judged(&[[&[(2, 1)], &[(2, 1), (10, 1)]]], Some(&[(18, 1)]));
+    assert_eq!((report.pooled.detected, report.pooled.false_positives), (1, 1));
+    let inside = report.pooled_in_brain.unwrap();
+    assert_eq!((inside.detected, inside.false_positives), (0, 0));
+    assert_eq!((inside.sensitivity, inside.precision, inside.f1), (Some(0.0), None, None));
+    assert_eq!((inside.dice, inside.hd95_mm), (None, None));
+    assert!(report.settings.brain_mask);
+    // And an empty one is no special case.
+    let report = judged(&[[&[], &[(2, 1)]]], Some(&[]));
+    let inside = report.pooled_in_brain.unwrap();
+    assert_eq!((inside.false_positives, inside.precision, inside.sensitivity), (0, None, None));
+}
+
 #[test]
 fn what_does_not_match_is_named() {
     let dir = tempfile::tempdir().unwrap();

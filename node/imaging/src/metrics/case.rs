@@ -197,6 +197,27 @@ mod tests {
     }
 
     #[test]
+    fn a_lesion_takes_every_component_that_lies_in_it_and_no_other() {
+        // Two components in the first lesion, one of which reaches into the second.
+        let result = judge(&mask(&[2..8, 10..14]), &mask(&[1..3, 6..11, 16..18]));
+        assert_eq!((result.detected, result.false_positives), (2, 1));
+        // 1, 2, 6, 7 and 8 against 2 to 7; 9 and 10 against 10 to 13.
+        for (lesion, dice) in result.lesions.iter().zip([2.0 * 3.0 / 11.0, 2.0 / 6.0]) {
+            assert!((lesion.dice.unwrap() - dice).abs() < 1e-12, "{:?}", lesion.dice);
+        }
+        assert_eq!(result.lesions[1].hd_mm, Some(3.0));
+    }
+
+    #[test]
+    fn a_single_voxel_of_overlap_detects_and_every_figure_is_defined() {
+        let result = judge(&mask(&[2..6, 20..21]), &mask(&[5..6, 20..21]));
+        assert_eq!((result.detected, result.missed, result.false_positives), (2, 0, 0));
+        let one = &result.lesions[1];
+        assert_eq!((one.dice, one.surface_dice, one.hd_mm), (Some(1.0), Some(1.0), Some(0.0)));
+        assert!(result.lesions[0].hd95_mm.is_some_and(|mm| mm > 0.0 && mm <= 3.0));
+    }
+
+    #[test]
     fn empty_cases() {
         let (empty, full) = (mask(&[]), mask(&std::array::from_fn::<_, 1, _>(|_| 2..6)));
         let none = judge(&empty, &empty).whole_mask;
