@@ -22,7 +22,7 @@ pub fn nearest_label(labels: &Array3<u32>, spacing_mm: [f64; 3]) -> Array3<u32> 
 }
 
 /// Squared distances in mm² with what travels along from the nearest site; infinite is no site.
-pub(crate) fn transform<T: Copy>(field: &mut Array3<(f64, T)>, spacing_mm: [f64; 3]) {
+fn transform<T: Copy>(field: &mut Array3<(f64, T)>, spacing_mm: [f64; 3]) {
     let mut envelope = Envelope { sites: Vec::new() };
     let mut line = Vec::new();
     // The last axis lies together in memory; taking it first leaves most lines empty for it.

@@ -48,36 +48,34 @@ pub fn evaluate_case(
         || components(reference, settings.connectivity),
         || components(prediction, settings.connectivity),
     );
-    // For every component the lesions it overlaps, and for every lesion its components.
+    // For every component the lesions it overlaps.
     let mut of_part = vec![BTreeSet::new(); parts.list.len()];
-    let mut of_lesion = vec![BTreeSet::new(); lesions.list.len()];
+    let mut detected = vec![false; lesions.list.len()];
     let mut both = 0;
-    for ((part, of_part), p) in parts.list.iter().zip(&mut of_part).zip(1u32..) {
+    for ((part, of), p) in parts.list.iter().zip(&mut of_part).zip(1u32..) {
         let bounds = part.bounds();
         let own = bounds.view(parts.labels.view());
         for (_, l) in (own.iter().zip(bounds.view(lesions.labels.view())))
             .filter(|(own, l)| **own == p && **l > 0)
         {
             both += 1;
-            of_part.insert(*l);
-            of_lesion[*l as usize - 1].insert(p);
+            of.insert(*l);
+            detected[*l as usize - 1] = true;
         }
     }
-    let owners = divide(&lesions, &parts, &of_part, spacing_mm);
+    let (owners, reaches) = divide(&lesions, &parts, &of_part, spacing_mm);
     let voxel_mm3: f64 = spacing_mm.iter().product();
     let judge = |n: usize, lesion: &Lesion| {
         let mut result = LesionResult {
             volume_mm3: lesion.voxels as f64 * voxel_mm3,
-            detected: !of_lesion[n].is_empty(),
+            detected: detected[n],
             dice: None,
             surface_dice: None,
             hd95_mm: None,
             hd_mm: None,
         };
-        let near = of_lesion[n].iter().map(|p| parts.list[*p as usize - 1].bounds());
-        if let (true, Some(bounds)) =
-            (result.detected, Bounds::around(near.chain([lesion.bounds()])))
-        {
+        if result.detected {
+            let bounds = reaches[n];
             let own = bounds.crop(&lesions.labels, |l| u8::from(*l as usize == n + 1));
             let part = bounds.crop(&owners, |owner| u8::from(*owner as usize == n + 1));
             let surfaces = SurfaceDistances::new(own.view(), part.view(), spacing_mm);
@@ -98,7 +96,7 @@ pub fn evaluate_case(
             lesions.list.par_iter().enumerate().map(|(n, lesion)| judge(n, lesion)).collect()
         },
     );
-    let detected = results.iter().filter(|l| l.detected).count();
+    let detected = detected.iter().filter(|d| **d).count();
     CaseResult {
         id: id.to_owned(),
         reference_lesions: results.len(),
@@ -111,14 +109,16 @@ pub fn evaluate_case(
     }
 }
 
-/// For every predicted voxel the lesion whose part it is; 0 for none.
+/// For every predicted voxel the lesion whose part it is, 0 for none; and for every lesion the box
+/// around it and its part.
 fn divide(
     lesions: &Lesions,
     parts: &Lesions,
     of_part: &[BTreeSet<u32>],
     spacing_mm: [f64; 3],
-) -> Array3<u32> {
+) -> (Array3<u32>, Vec<Bounds>) {
     let mut owners = Array3::zeros(parts.labels.dim());
+    let mut reaches: Vec<_> = lesions.list.iter().map(Lesion::bounds).collect();
     for ((part, of), p) in parts.list.iter().zip(of_part).zip(1u32..) {
         let Some(only) = of.first() else {
             continue;
@@ -134,12 +134,18 @@ fn divide(
             .filter(|(_, label)| **label == p)
         {
             let at = [a + i, b + j, c + k];
-            owners[at] = nearest
+            let owner = nearest
                 .as_ref()
                 .map_or(*only, |([a, b, c], nearest)| nearest[[at[0] - a, at[1] - b, at[2] - c]]);
+            owners[at] = owner;
+            let reach = &mut reaches[owner as usize - 1];
+            for (axis, at) in at.into_iter().enumerate() {
+                reach.min[axis] = reach.min[axis].min(at);
+                reach.max[axis] = reach.max[axis].max(at);
+            }
         }
     }
-    owners
+    (owners, reaches)
 }
 
 fn whole_mask(
