@@ -45,7 +45,7 @@ pub(crate) fn run(
                 let (took, result) = timed(|| {
                     let (series, volume) =
                         read_series(folder, &SeriesChoice::Only).map_err(|e| e.to_string())?;
-                    nifti::write(&ours, &volume).map_err(|e| e.to_string())?;
+                    nifti::write_narrow(&ours, &volume).map_err(|e| e.to_string())?;
                     Ok::<_, String>(series.slices.len())
                 });
                 slices = result?;

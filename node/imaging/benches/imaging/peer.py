@@ -156,9 +156,9 @@ def prepare(request):
         return convert, (lambda nothing: None)
     if what == "n4":
         image = volume(request["image"], sitk.sitkFloat32)
-        mask = volume(request["mask"], sitk.sitkUInt8)
+        inside = volume(request["mask"], sitk.sitkUInt8)
         write = lambda field: sitk.WriteImage(field, request["output"])
-        return (lambda: corrected(image, mask, request["settings"])), write
+        return (lambda: corrected(image, inside, request["settings"])), write
     raise ValueError(f"this peer cannot do {what}")
 
 
