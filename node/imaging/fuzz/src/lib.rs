@@ -1,5 +1,7 @@
 //! What the fuzz targets share: a place in memory for the files the readers open.
 
+pub mod dicom_files;
+
 use std::path::{Path, PathBuf};
 
 /// A folder of this process in memory, emptied before every input.

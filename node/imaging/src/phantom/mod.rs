@@ -15,6 +15,8 @@ mod metastasis;
 mod noise;
 
 #[cfg(test)]
+mod character_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};

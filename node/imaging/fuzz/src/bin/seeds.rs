@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use rondo_imaging_fuzz::dicom_files::{EXPLICIT, IMPLICIT, RLE, enhanced, slice};
+use rondo_imaging_fuzz::joined;
 
 type Made = Result<(), Box<dyn std::error::Error>>;
 
 fn main() -> Made {
     let corpus = PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| "corpus".into()));
     nifti(&folder(&corpus, "nifti")?)?;
-    cohort(&folder(&corpus, "cohort_toml")?)
+    cohort(&folder(&corpus, "cohort_toml")?)?;
+    dicom(&folder(&corpus, "dicom")?)
 }
 
 fn folder(corpus: &Path, target: &str) -> std::io::Result<PathBuf> {
@@ -23,15 +26,35 @@ fn folder(corpus: &Path, target: &str) -> std::io::Result<PathBuf> {
 /// Both versions in both byte orders with every voxel type, as they are and packed.
 fn nifti(folder: &Path) -> Made {
     for (version, big) in [(1, false), (1, true), (2, false), (2, true)] {
-        for (code, size) in [(2i16, 1usize), (4, 2), (8, 4), (16, 4), (64, 8), (256, 1), (512, 2), (768, 4), (1024, 8), (1280, 8)] {
+        for (code, size) in [
+            (2i16, 1usize),
+            (4, 2),
+            (8, 4),
+            (16, 4),
+            (64, 8),
+            (256, 1),
+            (512, 2),
+            (768, 4),
+            (1024, 8),
+            (1280, 8),
+        ] {
             let bytes = volume(version, big, code, size);
             let mut gz = GzEncoder::new(vec![0], Compression::best());
             gz.write_all(&bytes)?;
             let name = format!("v{version}-{}-{code}", if big { "big" } else { "little" });
-            std::fs::write(folder.join(format!("{name}-plain")), [&[0], bytes.as_slice()].concat())?;
+            std::fs::write(
+                folder.join(format!("{name}-plain")),
+                [&[0], bytes.as_slice()].concat(),
+            )?;
             if code == 16 {
-                std::fs::write(folder.join(format!("{name}-whole")), [&[1], bytes.as_slice()].concat())?;
-                std::fs::write(folder.join(format!("{name}-members")), [&[2], bytes.as_slice()].concat())?;
+                std::fs::write(
+                    folder.join(format!("{name}-whole")),
+                    [&[1], bytes.as_slice()].concat(),
+                )?;
+                std::fs::write(
+                    folder.join(format!("{name}-members")),
+                    [&[2], bytes.as_slice()].concat(),
+                )?;
                 std::fs::write(folder.join(format!("{name}-gz")), gz.finish()?)?;
             }
         }
@@ -87,7 +110,8 @@ fn volume(version: u8, big: bool, code: i16, size: usize) -> Vec<u8> {
 }
 
 fn cohort(folder: &Path) -> Made {
-    let head = "name = \"uker\"\nlabel_include = [1, 0x3]\nlabel_ignore = [2]\nbackground = \"zero\"\n";
+    let head =
+        "name = \"uker\"\nlabel_include = [1, 0x3]\nlabel_ignore = [2]\nbackground = \"zero\"\n";
     let case = |n: u8, split: &str| {
         format!(
             "[[case]]\nid = \"u-{n}\"\npatient = \"p{n}\"\nimage = \"i/{n}.nii.gz\"\nlabel = 'l/{n}.nii.gz'\nbrain_mask = \"b/{n}.nii.gz\"\nsplit = \"{split}\"\n"
@@ -95,7 +119,25 @@ fn cohort(folder: &Path) -> Made {
     };
     let all = [case(1, "train"), case(2, "validation"), case(3, "test")].concat();
     std::fs::write(folder.join("three"), format!("{head}{all}"))?;
-    std::fs::write(folder.join("inline"), "name = \"a\"\ncase = [{ id = \"a\", patient = \"b\", image = \"i\", label = \"l\", brain_mask = \"m\", split = \"train\" }]\n")?;
-    std::fs::write(folder.join("wrong"), "name = 3\nnaem = \"x\"\n[[case]]\nid = \"\"\nsplit = \"tarin\"\n")?;
+    std::fs::write(
+        folder.join("inline"),
+        "name = \"a\"\ncase = [{ id = \"a\", patient = \"b\", image = \"i\", label = \"l\", brain_mask = \"m\", split = \"train\" }]\n",
+    )?;
+    std::fs::write(
+        folder.join("wrong"),
+        "name = 3\nnaem = \"x\"\n[[case]]\nid = \"\"\nsplit = \"tarin\"\n",
+    )?;
+    Ok(())
+}
+
+/// Series of single files in three transfer syntaxes, one with a slice missing, and an enhanced object.
+fn dicom(folder: &Path) -> Made {
+    for (name, syntax) in [("explicit", EXPLICIT), ("implicit", IMPLICIT), ("rle", RLE)] {
+        let slices: Vec<_> = [2, 0, 1].map(|n| slice(n, syntax)).to_vec();
+        std::fs::write(folder.join(name), joined(&slices))?;
+    }
+    std::fs::write(folder.join("single"), joined(&[slice(0, EXPLICIT)]))?;
+    std::fs::write(folder.join("gap"), joined(&[0, 1, 3].map(|n| slice(n, EXPLICIT))))?;
+    std::fs::write(folder.join("enhanced"), joined(&[enhanced(3)]))?;
     Ok(())
 }
