@@ -60,10 +60,11 @@ fn meninges(head: &Head, profile: &Profile, filling: &mut Filling, rng: &mut Cha
     for (at, depth) in head.depth_mm.indexed_iter() {
         let depth = f64::from(*depth);
         let sheet = dura.as_ref().map_or(f32::MAX, |dura| dura[at]);
-        let off = depth.abs().min(f64::from(sheet));
-        if off > 2.5 {
+        if depth.abs().min(f64::from(sheet)) > 2.5 {
             continue;
         }
+        // Where the depth hardly changes, being shallow does not mean being at the surface.
+        let off = (depth.abs() / head.steepness(at).clamp(0.1, 1.0)).min(f64::from(sheet));
         let p = head.point(at);
         let share =
             (half_mm + 0.5 - off).clamp(0.0, 1.0) * ramp(patches.at(p), threshold, threshold + 0.2);

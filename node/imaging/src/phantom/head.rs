@@ -1,6 +1,6 @@
 //! The head before disease: a synthetic one, or a real one bent into another patient's.
 
-use ndarray::{Array3, Zip, s};
+use ndarray::{Array3, Axis, Zip, s};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -39,6 +39,18 @@ impl Head {
     /// Position of a voxel in mm from the middle of the volume.
     pub(super) fn point(&self, (i, j, k): (usize, usize, usize)) -> Point {
         point(&self.geometry, (i, j, k))
+    }
+
+    /// Change of the depth with the way, about 1 near a smooth surface.
+    pub(super) fn steepness(&self, (i, j, k): (usize, usize, usize)) -> f64 {
+        let (at, mm) = ([i, j, k], self.geometry.spacing_mm());
+        norm(std::array::from_fn(|axis| {
+            let (mut low, mut high) = (at, at);
+            low[axis] = at[axis].saturating_sub(1);
+            high[axis] = (at[axis] + 1).min(self.depth_mm.len_of(Axis(axis)) - 1);
+            let way = (high[axis] - low[axis]).max(1) as f64 * mm[axis];
+            f64::from(self.depth_mm[high] - self.depth_mm[low]) / way
+        }))
     }
 
     /// Slices as thick as `planes` planes: their mean, and brain where most of them are.
@@ -172,7 +184,7 @@ pub(super) fn synthetic(
         let third =
             ellipsoid(u, [0.0, -0.02, -0.02], [0.03, 0.15, 0.11].map(|x| x * ventricle_size));
         let ventricle = ramp(horn.max(third) + w, -0.015, 0.03);
-        let plexus = ventricle * ramp(plexus_noise.at(p), 0.35, 0.55);
+        let plexus = ventricle * ramp(plexus_noise.at(p), 0.42, 0.58);
         (tissue + (csf - tissue) * ventricle, dura, plexus)
     };
     Zip::indexed(&mut head.image)
