@@ -4,6 +4,9 @@ pub mod dicom_files;
 
 use std::path::{Path, PathBuf};
 
+use rondo_imaging::dicom::{self, Series, SeriesChoice};
+use rondo_imaging::volume::Volume;
+
 /// A folder of this process in memory, emptied before every input.
 pub struct Scratch(PathBuf);
 
@@ -27,6 +30,11 @@ impl Scratch {
         let path = self.0.join(name);
         std::fs::write(&path, bytes).expect("a file in memory can be written");
         path
+    }
+
+    /// Removes the folder.
+    pub fn remove(self) {
+        let _ = std::fs::remove_dir_all(self.0);
     }
 
     /// Removes every file.
@@ -59,4 +67,19 @@ pub fn joined(files: &[Vec<u8>]) -> Vec<u8> {
         input.extend_from_slice(file);
     }
     input
+}
+
+/// Name of the region in seeds and in what the targets ask for.
+pub const REGION: &str = "Metastasis";
+
+/// A series of four small slices, written into the scratch folder and read from there.
+pub fn series(scratch: &Scratch) -> (Series, Volume<f32>) {
+    let folder = scratch.folder().join("series");
+    std::fs::create_dir_all(&folder).expect("a folder in memory can be made");
+    for n in 0..4 {
+        let bytes = dicom_files::slice(n, dicom_files::EXPLICIT);
+        std::fs::write(folder.join(format!("{n}.dcm")), bytes)
+            .expect("a file in memory can be written");
+    }
+    dicom::read_series(&folder, &SeriesChoice::Only).expect("the series is sound")
 }

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use rondo_imaging::dicom::composite::{Description, Grouping};
+use rondo_imaging::dicom::{rtstruct, segmentation};
+use rondo_imaging::lesion::Connectivity;
 use rondo_imaging_fuzz::dicom_files::{EXPLICIT, IMPLICIT, RLE, enhanced, slice};
-use rondo_imaging_fuzz::joined;
+use rondo_imaging_fuzz::{REGION, Scratch, joined, series};
 
 type Made = Result<(), Box<dyn std::error::Error>>;
 
@@ -14,7 +17,8 @@ fn main() -> Made {
     let corpus = PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| "corpus".into()));
     nifti(&folder(&corpus, "nifti")?)?;
     cohort(&folder(&corpus, "cohort_toml")?)?;
-    dicom(&folder(&corpus, "dicom")?)
+    dicom(&folder(&corpus, "dicom")?)?;
+    results(&folder(&corpus, "rtstruct")?, &folder(&corpus, "segmentation")?)
 }
 
 fn folder(corpus: &Path, target: &str) -> std::io::Result<PathBuf> {
@@ -139,5 +143,32 @@ fn dicom(folder: &Path) -> Made {
     std::fs::write(folder.join("single"), joined(&[slice(0, EXPLICIT)]))?;
     std::fs::write(folder.join("gap"), joined(&[0, 1, 3].map(|n| slice(n, EXPLICIT))))?;
     std::fs::write(folder.join("enhanced"), joined(&[enhanced(3)]))?;
+    Ok(())
+}
+
+/// What this project writes of a prediction with a hole and two parts.
+fn results(contours: &Path, masks: &Path) -> Made {
+    let scratch = Scratch::new("seeds");
+    let (series, image) = series(&scratch);
+    let mut n = 0;
+    let prediction = image.map(|_| {
+        n += 1;
+        u8::from(n % 3 != 0 && n % 7 != 0)
+    });
+    for (name, grouping) in
+        [("one", Grouping::Whole), ("each", Grouping::PerLesion(Connectivity::TwentySix))]
+    {
+        let description = Description {
+            name: REGION.into(),
+            grouping,
+            algorithm: "seed".into(),
+            algorithm_version: "1".into(),
+            date: "20200101".into(),
+            time: "120000".into(),
+        };
+        rtstruct::write(&contours.join(name), &series, &prediction, &description)?;
+        segmentation::write(&masks.join(name), &series, &prediction, &description)?;
+    }
+    scratch.remove();
     Ok(())
 }
