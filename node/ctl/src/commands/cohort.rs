@@ -30,9 +30,10 @@ pub(crate) fn load(path: &std::path::Path) -> Result<cohort::Cohort, Failure> {
 /// What the imaging crate says about a synthesis that failed.
 pub(crate) fn not_made(error: &phantom::Error) -> Failure {
     let exit = match error {
-        phantom::Error::Folder { .. } | phantom::Error::Exists(_) | phantom::Error::Cohort(_) => {
-            Exit::Storage
-        }
+        phantom::Error::Folder { .. }
+        | phantom::Error::Exists(_)
+        | phantom::Error::Unfinished(_)
+        | phantom::Error::Cohort(_) => Exit::Storage,
         _ => Exit::BadInput,
     };
     Failure::new(exit, error)

@@ -19,14 +19,20 @@ const GRID_MAX_EDGE: usize = 512;
 const ID_FIX: &str =
     "use 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a letter or digit";
 
-struct Report<'t> {
-    text: &'t str,
+struct Report {
+    /// Where each line but the first begins: counting anew for every problem would take minutes.
+    breaks: Vec<usize>,
     problems: Vec<Problem>,
 }
 
-impl Report<'_> {
+impl Report {
+    fn new(text: &str) -> Self {
+        let breaks = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at);
+        Self { breaks: breaks.collect(), problems: Vec::new() }
+    }
+
     fn line(&self, at: usize) -> usize {
-        1 + self.text.as_bytes().iter().take(at).filter(|b| **b == b'\n').count()
+        1 + self.breaks.partition_point(|line| *line < at)
     }
 
     fn add(&mut self, at: &Span, message: impl Into<String>, fix: impl Into<String>) {
@@ -161,7 +167,7 @@ impl<'v> Keys<'v> {
 }
 
 pub(super) fn parse(text: &str, folder: &Path) -> Result<Cohort, Vec<Problem>> {
-    let mut report = Report { text, problems: Vec::new() };
+    let mut report = Report::new(text);
     let (root, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let message = error.message().trim().replace('\n', ", ");

@@ -53,7 +53,9 @@ fn character(centre: Centre) -> Character {
             all += 1.0;
             bright += f64::from(u8::from(v > 1.3 * white && p.label.data()[[i, j, k]] == 0));
             if inside[[i, j, k]] > 3.0 && (0.85..1.2).contains(&(v / white)) {
-                let at = 4 * usize::from(2 * i > ni) + 2 * usize::from(2 * j > nj) + usize::from(2 * k > nk);
+                let at = 4 * usize::from(2 * i > ni)
+                    + 2 * usize::from(2 * j > nj)
+                    + usize::from(2 * k > nk);
                 octants[at].push(v);
             }
             let next = |at: [usize; 3]| image.get(at).map_or(v, |w| f64::from(*w));
@@ -64,8 +66,9 @@ fn character(centre: Centre) -> Character {
             .map(|o| o.iter().sum::<f64>() / o.len() as f64)
             .collect();
         let mean = means.iter().sum::<f64>() / means.len() as f64;
-        sum.shading +=
-            (means.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / means.len() as f64).sqrt() / mean;
+        sum.shading += (means.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / means.len() as f64)
+            .sqrt()
+            / mean;
         // The corners of the volume are air: there a magnitude of noise has the mean sd * 1.2533.
         let corner = image.slice(ndarray::s![..6, ..6, nk - 6..]);
         sum.white_to_noise += white / (f64::from(corner.mean().unwrap()) / 1.2533);

@@ -182,16 +182,45 @@ fn an_interrupted_synthesis_goes_on() {
 fn a_real_anatomy_is_painted_on_its_own_grid() {
     let dir = tempfile::tempdir().unwrap();
     let head = phantom(&tiny(Centre::Uker), "anatomy").unwrap();
+    // As a scanner tilted to the skull base stores it: no axis along the room's, three spacings.
+    let mut affine = nalgebra::Rotation3::from_euler_angles(0.4, -0.2, 0.3).to_homogeneous();
+    for (axis, mm) in [0.9, 1.0, 1.4].into_iter().enumerate() {
+        affine.column_mut(axis).scale_mut(if axis == 0 { -mm } else { mm });
+        affine[(axis, 3)] = 12.5 * mm;
+    }
+    let oblique = Geometry::new(head.image.geometry().shape(), affine).unwrap();
+    let on = |data: &Array3<f32>| Volume::new(oblique.clone(), data.clone()).unwrap();
+    let brain = Volume::new(oblique.clone(), head.brain.data().clone()).unwrap();
     let (image, mask) = (dir.path().join("t1.nii.gz"), dir.path().join("mask.nii.gz"));
-    nifti::write(&image, &head.image).unwrap();
-    nifti::write(&mask, &head.brain).unwrap();
+    nifti::write(&image, &on(head.image.data())).unwrap();
+    nifti::write(&mask, &brain).unwrap();
     let options = SynthOptions {
         anatomy: Some(Anatomy { image: image.clone(), mask: Some(mask) }),
         ..tiny(Centre::Usz)
     };
     let made = phantom(&options, "usz-1").unwrap();
-    assert!(made.image.geometry().matches(head.image.geometry()));
-    assert!(made.label.data().iter().any(|v| *v > 0));
+    assert!(made.image.geometry().matches(&oblique));
+    // Label, brain and brightness stay together on that grid.
+    let (mut inside, mut bright) = (0, 0);
+    let mut brain: Vec<f32> = made
+        .image
+        .data()
+        .iter()
+        .zip(made.brain.data())
+        .filter(|(_, b)| **b > 0)
+        .map(|(v, _)| *v)
+        .collect();
+    brain.sort_by(f32::total_cmp);
+    let typical = brain[brain.len() / 2];
+    for ((v, l), b) in made.image.data().iter().zip(made.label.data()).zip(made.brain.data()) {
+        assert!(l <= b);
+        inside += usize::from(*l);
+        bright += usize::from(*l > 0 && *v > typical);
+    }
+    assert!(inside > 0 && bright as f64 > 0.5 * inside as f64, "{bright} of {inside}");
+    // Bent or mirrored, it is no copy of the head it was painted on.
+    let healthy = made.image.data().iter().zip(head.image.data()).filter(|(a, b)| a == b).count();
+    assert!(healthy < made.image.data().len() / 10);
     let other = dir.path().join("other.nii.gz");
     let grid = Geometry::with_spacing([40, 44, 40], [2.0; 3]).unwrap();
     nifti::write(&other, &Volume::new(grid, head.brain.data().clone()).unwrap()).unwrap();
