@@ -192,7 +192,8 @@ fn sets(evaluation: &Evaluation) -> impl Iterator<Item = (&'static str, &Pooled)
 }
 
 fn pooled_rows(evaluation: &Evaluation) -> Vec<Row> {
-    let rows: [(&str, fn(&Pooled) -> String); 12] = [
+    type Cell = fn(&Pooled) -> String;
+    let rows: [(&str, Cell); 12] = [
         ("Cases", |p| p.cases.to_string()),
         ("Reference lesions", |p| p.reference_lesions.to_string()),
         ("Found", |p| p.detected.to_string()),
@@ -206,7 +207,7 @@ fn pooled_rows(evaluation: &Evaluation) -> Vec<Row> {
         ("Surface Dice", |p| figure(p.surface_dice, 3)),
         ("HD95, mm", |p| figure(p.hd95_mm, 2)),
     ];
-    let row = |(head, cell): (&str, fn(&Pooled) -> String)| Row {
+    let row = |(head, cell): (&str, Cell)| Row {
         head: head.to_owned(),
         cells: sets(evaluation).map(|(_, pooled)| cell(pooled)).collect(),
     };
