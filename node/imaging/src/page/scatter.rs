@@ -6,7 +6,7 @@ use crate::metrics::{CaseResult, LesionResult};
 
 pub(super) const WIDTH: f64 = 720.0;
 const LEFT: f64 = 84.0;
-const RIGHT: f64 = 704.0;
+const RIGHT: f64 = 680.0;
 /// Middle of the bands.
 const FOUND_Y: f64 = 44.0;
 const MISSED_Y: f64 = 118.0;

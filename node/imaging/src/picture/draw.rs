@@ -123,7 +123,8 @@ impl<'a> Case<'a> {
                 _ => Some(GREEN),
             };
             pixel.0 = match tint {
-                _ if missed[at] => YELLOW,
+                // A false positive beside a missed lesion stays visible.
+                _ if missed[at] && tint != Some(RED) => YELLOW,
                 _ if found[at] => BLUE,
                 Some(colour) => colour
                     .map(|c| (f32::from(grey) * (1.0 - TINT) + f32::from(c) * TINT).round() as u8),

@@ -47,7 +47,8 @@ pub struct Finding {
     pub number: usize,
     /// Its size.
     pub volume_mm3: f64,
-    /// Centre of its voxel that is nearest to its centroid, RAS.
+    /// Centre of its voxel that is nearest to its centroid, RAS; of a found lesion only voxels that
+    /// are predicted count, so that its pictures show both.
     pub at_mm: [f64; 3],
     /// Longest edge of its box in RAS space.
     pub extent_mm: f64,
@@ -89,8 +90,8 @@ impl Findings {
         });
         let lesion_kind = |n: usize| Some(if found[n] { Kind::Found } else { Kind::Missed });
         let part_kind = |n: usize| (!touching[n]).then_some(Kind::FalsePositive);
-        let mut list = findings(geometry, &lesions, lesion_kind);
-        list.extend(findings(geometry, &parts, part_kind));
+        let mut list = findings(geometry, &lesions, prediction, lesion_kind);
+        list.extend(findings(geometry, &parts, prediction, part_kind));
         Self { list, classes }
     }
 
@@ -121,6 +122,7 @@ impl Findings {
 fn findings(
     geometry: &Geometry,
     lesions: &Lesions,
+    prediction: &Array3<u8>,
     kind: impl Fn(usize) -> Option<Kind>,
 ) -> Vec<Finding> {
     let one = |(lesion, number): (&Lesion, usize)| {
@@ -128,7 +130,7 @@ fn findings(
             kind: kind(number)?,
             number,
             volume_mm3: lesion.voxels as f64 * geometry.voxel_mm3(),
-            at_mm: middle(geometry, lesions, lesion, number),
+            at_mm: middle(geometry, lesions, prediction, lesion, number),
             extent_mm: extent(geometry, lesion),
         })
     };
@@ -140,21 +142,34 @@ pub(super) fn ras(geometry: &Geometry, index: [f64; 3]) -> [f64; 3] {
     [p.x, p.y, p.z]
 }
 
-fn middle(geometry: &Geometry, lesions: &Lesions, lesion: &Lesion, number: usize) -> [f64; 3] {
+fn middle(
+    geometry: &Geometry,
+    lesions: &Lesions,
+    prediction: &Array3<u8>,
+    lesion: &Lesion,
+    number: usize,
+) -> [f64; 3] {
     let ([a, b, c], [x, y, z]) = (lesion.min, lesion.max);
     let bounds = lesions.labels.slice(s![a..=x, b..=y, c..=z]);
     let voxels = || {
-        (bounds.indexed_iter().filter(|(_, n)| **n as usize == number))
-            .map(|((i, j, k), _)| ras(geometry, [a + i, b + j, c + k].map(|n| n as f64)))
+        (bounds.indexed_iter().filter(|(_, n)| **n as usize == number)).map(|((i, j, k), _)| {
+            let at = [a + i, b + j, c + k];
+            (ras(geometry, at.map(|n| n as f64)), prediction[at] > 0)
+        })
     };
     let mut centroid = [0.0; 3];
-    for voxel in voxels() {
+    for (voxel, _) in voxels() {
         for axis in 0..3 {
-            centroid[axis] += voxel[axis] / lesion.voxels as f64;
+            centroid[axis] += voxel[axis];
         }
     }
+    let centroid = centroid.map(|sum| sum / lesion.voxels as f64);
     let far = |p: &[f64; 3]| (0..3).map(|n| (p[n] - centroid[n]).powi(2)).sum::<f64>();
-    voxels().min_by(|p, q| far(p).total_cmp(&far(q))).unwrap_or(centroid)
+    let nearest = |predicted: bool| {
+        (voxels().filter(|(_, is)| *is || !predicted).map(|(voxel, _)| voxel))
+            .min_by(|p, q| far(p).total_cmp(&far(q)))
+    };
+    nearest(true).or_else(|| nearest(false)).unwrap_or(centroid)
 }
 
 fn extent(geometry: &Geometry, lesion: &Lesion) -> f64 {

@@ -15,7 +15,7 @@
 //!
 //! Planes are those of RAS space, whatever way the grid lies in it: axial, coronal and sagittal
 //! pictures show constant S, A and R through the voxel of the lesion that is nearest to its
-//! centroid. Oblique and anisotropic grids are resampled to square pixels, the image linearly and
+//! centroid (of a found lesion: the predicted voxel). Oblique and anisotropic grids are resampled to square pixels, the image linearly and
 //! the masks by nearest voxel, so that their voxels are seen as they are. Radiological convention:
 //! the patient's right is on the left of axial and coronal pictures; sagittal pictures look from
 //! the patient's left, anterior on the left. Letters at the edges say so. The scale bar is 10 mm

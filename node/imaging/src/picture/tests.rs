@@ -138,6 +138,9 @@ fn every_kind_has_its_colour() {
     let found = Findings::of(&geometry, &reference, &prediction, Connectivity::TwentySix);
     let kinds: Vec<_> = found.list.iter().map(|f| (f.kind, f.number)).collect();
     assert_eq!(kinds, [(Kind::Missed, 1), (Kind::Found, 2), (Kind::FalsePositive, 2)]);
+    assert_eq!(found.list[0].at_mm, [-22.5, 2.5, 2.5]);
+    assert_eq!(found.list[1].at_mm, [3.5, 2.5, 2.5], "a voxel that is predicted");
+    assert_eq!((found.list[1].volume_mm3, found.list[1].extent_mm), (216.0, 6.0));
     let case = Case::new(&image, &found).unwrap();
     let view = View {
         plane: Plane::Axial,
@@ -210,6 +213,30 @@ fn the_same_bytes_again_and_a_limit_in_turns() {
     }
     let sheet = image::load_from_memory(&made.sheets[0]).unwrap();
     assert_eq!((sheet.width(), sheet.height()), (820, 6 * 218));
+}
+
+#[test]
+fn shades_grow_with_values_and_bright_lesions_keep_theirs() {
+    let geometry = Geometry::with_spacing([40; 3], [1.0; 3]).unwrap();
+    let data = Array3::from_shape_fn((40, 40, 40), |(i, j, k)| {
+        let at = [i, j, k];
+        if at.iter().all(|n| (18..21).contains(n)) {
+            // A lesion of ascending brightness, far above the brain.
+            600.0 + 50.0 * (i - 18) as f32
+        } else if at.iter().all(|n| (5..35).contains(n)) {
+            280.0 + ((i * 7 + j * 11 + k * 13) % 41) as f32
+        } else {
+            0.0
+        }
+    });
+    let window = window::Window::of(&Volume::new(geometry, data).unwrap()).unwrap();
+    let shades: Vec<u8> = (0..800).map(|v| window.grey(v as f32)).collect();
+    assert!(shades.is_sorted());
+    assert_eq!((shades[0], shades[799]), (0, 255));
+    assert!((80..130).contains(&shades[300]), "{}", shades[300]);
+    for head in window.head_mm {
+        assert!((head[0] + 14.5).abs() <= 1.0 && (head[1] - 14.5).abs() <= 1.0, "{head:?}");
+    }
 }
 
 #[test]

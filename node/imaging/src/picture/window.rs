@@ -9,17 +9,19 @@ const SAMPLES: usize = 1 << 20;
 /// Head: brighter than this share of the way from the 2nd to the 98th percentile, as FSL's BET
 /// finds a first threshold.
 const HEAD_SHARE: f32 = 0.1;
-/// Percentiles of the head that become black and white. Fat of the scalp is brighter than all else
-/// and need not keep its shades; a stripped brain has that many voxels in vessels and lesions.
-const WINDOW: (f64, f64) = (0.5, 98.0);
+/// Percentiles of the head that become black, `KNEE_GREY` and white. Linear between them: fat of the
+/// scalp, vessels and enhancing lesions, the few brightest voxels, share the top shades, so that the
+/// brain is not dark and a lesion is not a white patch.
+const WINDOW: [f64; 3] = [0.5, 98.0, 99.9];
+const KNEE_GREY: f64 = 205.0;
 /// Positions of head voxels beyond these percentiles are noise in the air.
 const BOX: (f64, f64) = (0.1, 99.9);
 
 /// Intensity window and box of the head.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Window {
-    low: f32,
-    high: f32,
+    /// Values that become black, `KNEE_GREY` and white, ascending.
+    stops: [f64; 3],
     /// Least and greatest R, A and S of the head.
     pub(super) head_mm: [[f64; 2]; 3],
 }
@@ -47,16 +49,29 @@ impl Window {
         // A difference of f32 may be infinite; halves are not.
         let threshold = dark + 2.0 * HEAD_SHARE * (bright / 2.0 - dark / 2.0);
         let head = &all[all.partition_point(|v| *v <= threshold)..];
-        let (low, high) = (percentile(head, WINDOW.0), percentile(head, WINDOW.1));
-        let (low, high) = if low < high { (low, high) } else { (*first, *last) };
+        let [low, knee, high] = WINDOW.map(|percent| f64::from(percentile(head, percent)));
+        let stops = if low < knee && knee < high {
+            [low, knee, high]
+        } else {
+            // Hardly any shades: the whole range, without a bend.
+            let [low, high] = [f64::from(*first), f64::from(*last)];
+            [low, low + (high - low) * KNEE_GREY / 255.0, high]
+        };
         let inside = || sampled().filter(|(_, v)| **v > threshold);
-        Ok(Self { low, high, head_mm: head_box(image.geometry(), inside().map(|(at, _)| at)) })
+        Ok(Self { stops, head_mm: head_box(image.geometry(), inside().map(|(at, _)| at)) })
     }
 
     /// Shade of a value.
     pub(super) fn grey(&self, value: f32) -> u8 {
-        let (low, high) = (f64::from(self.low), f64::from(self.high));
-        ((f64::from(value) - low) / (high - low) * 255.0).round() as u8
+        let [low, knee, high] = self.stops;
+        let value = f64::from(value);
+        let grey = if value <= knee {
+            (value - low) / (knee - low) * KNEE_GREY
+        } else {
+            KNEE_GREY + (value - knee) / (high - knee) * (255.0 - KNEE_GREY)
+        };
+        // The cast ends at 0 and 255.
+        grey.round() as u8
     }
 }
 
