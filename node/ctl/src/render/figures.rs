@@ -155,9 +155,49 @@ fn probability(p: Option<f64>) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use rondo_imaging::metrics::pool;
+    use rondo_imaging::comparison::{Method, compare};
+    use rondo_imaging::metrics::{CaseResult, Settings, pool};
+
+    #[test]
+    fn methods_stand_side_by_side() {
+        let dir = tempfile::tempdir().unwrap();
+        let case = |dice: f64| {
+            serde_json::json!({"id": "c", "reference_lesions": 1, "predicted_components": 1,
+                "detected": 1, "missed": 0, "false_positives": 0, "whole_mask": {"dice": dice},
+                "lesions": [{"volume_mm3": 5.0, "detected": true, "dice": dice}]})
+        };
+        let method = |name: &str, values: &[f64]| {
+            let file = |dice: &f64| {
+                let cases: Vec<CaseResult> = vec![serde_json::from_value(case(*dice)).unwrap()];
+                let evaluation = Evaluation {
+                    settings: Settings::default(),
+                    pooled: pool(&cases),
+                    cases,
+                    pooled_in_brain: None,
+                };
+                let path = dir.path().join(format!("{name}-{dice}.json"));
+                let text = crate::output::document("rondo.evaluate/1", evaluation).unwrap();
+                std::io::Write::write_all(
+                    &mut std::fs::File::create(&path).unwrap(),
+                    text.as_bytes(),
+                )
+                .unwrap();
+                path
+            };
+            Method { name: name.to_owned(), files: values.iter().map(file).collect() }
+        };
+        let methods = [method("swt", &[0.5, 0.7]), method("cwt", &[0.9])];
+        let text = comparison_text(&compare(&methods).unwrap());
+        for part in
+            ["1 cases, 1 lesions", "0.600 ± 0.141 (2)", "0.900 ± – (1)", "swt – cwt", "note: "]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("inside the brain"));
+    }
 
     #[test]
     fn a_small_probability_is_not_none() {

@@ -102,18 +102,15 @@ pub fn album(
             })
             .collect();
         for (case, drawn) in chunk.iter().zip(drawn) {
-            let pictures = match drawn {
-                Ok(pictures) => pictures,
+            let (pictures, written) = match drawn {
+                Ok(drawn) => drawn,
                 Err(e @ Error::Write { .. }) => return Err(e),
                 Err(e) => {
                     album.problems.insert(case.id.clone(), e.to_string());
                     continue;
                 }
             };
-            if options.folder.is_some() {
-                album.written += pictures.sheets.len();
-                album.written += pictures.pictured.iter().map(|p| p.slices.len()).sum::<usize>();
-            }
+            album.written += written;
             let bytes: usize = pictures.sheets.iter().map(Vec::len).sum();
             // Once one did not fit none does, so that the cases shown are the first of the order.
             full |= bytes > room;
@@ -130,12 +127,13 @@ pub fn album(
     Ok(album)
 }
 
+/// The pictures of a case, and how many of them were written; slices are kept nowhere else.
 fn draw_case(
     case: &EvaluationCase,
     images: &Path,
     evaluation: &Evaluation,
     options: &AlbumOptions,
-) -> Result<CasePictures, Error> {
+) -> Result<(CasePictures, usize), Error> {
     let path = image_of(&case.id, images)?;
     let masks = read_masks(case, &evaluation.settings.labels)?;
     let image = nifti::read_image(&path)?.volume;
@@ -144,17 +142,20 @@ fn draw_case(
         return Err(Error::Grid { image: path, reference, difference });
     }
     let slices = options.folder.is_some();
-    let pictures = draw(
+    let mut pictures = draw(
         &image,
         &masks.reference,
         &masks.prediction,
         evaluation.settings.connectivity,
         &Options { findings: options.findings, slices },
     )?;
-    if let Some(folder) = &options.folder {
-        write(&folder.join(&case.id), &pictures)?;
+    let Some(folder) = &options.folder else { return Ok((pictures, 0)) };
+    write(&folder.join(&case.id), &pictures)?;
+    let mut written = pictures.sheets.len();
+    for pictured in &mut pictures.pictured {
+        written += std::mem::take(&mut pictured.slices).len();
     }
-    Ok(pictures)
+    Ok((pictures, written))
 }
 
 /// The image of a case, by name as masks are matched.
