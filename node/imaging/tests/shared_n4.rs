@@ -1,4 +1,4 @@
-//! The bias field against SimpleITK's. The files are not part of the project; where they are
+//! Bias field and brain mask against those of known tools. The files are not part of the project; where they are
 //! absent, the test says so and checks nothing. `RONDO_GOLDEN_IMAGING` names another folder of the
 //! same layout.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use ndarray::{Array3, Axis};
 use rondo_imaging::bias::{Settings, n4};
 use rondo_imaging::volume::{Geometry, Volume};
+use rondo_imaging::{brain, nifti};
 use safetensors::SafeTensors;
 
 /// Asked for by the specification.
 const LEAST_WITH_SIMPLEITK: f64 = 0.98;
 
 /// Tensors are written as [z, y, x].
-fn grid<T: bytemuck::AnyBitPattern>(file: &SafeTensors<'_>, name: &str) -> Array3<T> {
+fn grid<T: bytemuck::Pod>(file: &SafeTensors<'_>, name: &str) -> Array3<T> {
     let tensor = file.tensor(name).unwrap();
     let &[z, y, x] = tensor.shape() else { panic!("{name} is no volume") };
     let values: Vec<T> = bytemuck::pod_collect_to_vec::<u8, T>(tensor.data());
@@ -64,4 +65,54 @@ fn the_field_is_that_of_simpleitk() {
     assert!(with_theirs >= LEAST_WITH_SIMPLEITK, "{with_theirs}");
     let known = about["n4"]["correlation_simpleitk_with_true_field_in_mask"].as_f64().unwrap();
     assert!(with_truth > known - 0.01, "{with_truth} against {known}");
+}
+
+fn data(path: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(path);
+    if !path.exists() {
+        eprintln!("skipped: {} is not there", path.display());
+    }
+    path.exists().then_some(path)
+}
+
+#[test]
+fn the_brain_of_a_real_head_is_found() {
+    let (Some(head), Some(brain)) = (data("colin27/ch2.nii.gz"), data("colin27/ch2bet.nii.gz"))
+    else {
+        return;
+    };
+    let theirs = nifti::read_mask(&brain).unwrap();
+    let ours = brain::estimate(&nifti::read_image(&head).unwrap().volume).unwrap();
+    let count = |f: &dyn Fn(u8, u8) -> bool| {
+        ours.iter().zip(theirs.data()).filter(|(a, b)| f(**a, **b)).count() as f64
+    };
+    let both = count(&|a, b| a > 0 && b > 0);
+    let dice = 2.0 * both / (count(&|a, _| a > 0) + count(&|_, b| b > 0));
+    println!("Dice {dice:.4}");
+    assert!(dice > 0.95, "{dice}");
+    // The brain alone is its own mask.
+    let stripped = nifti::read_image(&brain).unwrap().volume;
+    let again = brain::estimate(&stripped).unwrap();
+    assert!(again.iter().zip(stripped.data()).all(|(m, v)| (*m > 0) == (*v != 0.0)));
+}
+
+#[test]
+fn lesions_stay_inside_the_brain() {
+    for case in ["brain1", "brain2"] {
+        let (Some(image), Some(label)) = (
+            data(&format!("contrast-tumour/{case}_image.nii.gz")),
+            data(&format!("contrast-tumour/{case}_label.nii.gz")),
+        ) else {
+            return;
+        };
+        let brain = brain::estimate(&nifti::read_image(&image).unwrap().volume).unwrap();
+        let label = nifti::read_mask(&label).unwrap();
+        let lesion = label.data().iter().filter(|l| **l > 0).count() as f64;
+        let inside = label.data().iter().zip(&brain).filter(|(l, b)| **l > 0 && **b > 0).count();
+        println!("{case}: {:.3} of the lesion inside", inside as f64 / lesion);
+        assert!(inside as f64 > 0.95 * lesion, "{case}: {inside} of {lesion}");
+        let cm3 =
+            brain.iter().filter(|b| **b > 0).count() as f64 * label.geometry().voxel_mm3() / 1e3;
+        assert!((1400.0..2100.0).contains(&cm3), "{case}: {cm3} cm³");
+    }
 }

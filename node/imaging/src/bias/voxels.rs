@@ -1,6 +1,6 @@
 //! The voxels of the fit: log intensities inside the mask, laid out line by line.
 
-use ndarray::Array3;
+use ndarray::{Array3, Axis};
 use rayon::prelude::*;
 
 use super::lattice::{Basis, Lattice, Sheet, Weights};
@@ -20,8 +20,8 @@ struct Plane {
     logs: Vec<f32>,
 }
 
-/// Planes along the grid's axes `order[0]`, lines along `order[1]`, voxels along `order[2]`, which
-/// is the longest: the longer the runs, the cheaper.
+/// Planes along the grid's axis `order[0]`, lines along `order[1]`, voxels along `order[2]`: the
+/// longer the lines, the cheaper.
 pub(super) struct Voxels {
     planes: Vec<Plane>,
     order: [usize; 3],
@@ -43,25 +43,31 @@ impl Voxels {
         mask: &Array3<u8>,
         samples: &[Vec<usize>; 3],
     ) -> Self {
-        let longest = (0..3).rev().max_by_key(|axis| samples[*axis].len()).unwrap_or(2);
-        let order = match longest {
-            0 => [2, 1, 0],
-            1 => [0, 2, 1],
-            _ => [0, 1, 2],
+        // Lines along k, which lies together in memory, unless another axis is far longer.
+        let [i, j, k] = [0, 1, 2].map(|axis| samples[axis].len());
+        let order = if i.max(j) <= 2 * k {
+            [0, 1, 2]
+        } else if j >= i {
+            [0, 2, 1]
+        } else {
+            [2, 1, 0]
         };
+        let (image, mask) = (image.as_standard_layout(), mask.as_standard_layout());
+        // An array in standard layout is a slice.
+        let (values, marks) =
+            (image.as_slice().unwrap_or_default(), mask.as_slice().unwrap_or_default());
+        let strides = [image.len_of(Axis(1)) * image.len_of(Axis(2)), image.len_of(Axis(2)), 1];
         let planes: Vec<Plane> = samples[order[0]]
             .par_iter()
             .map(|p| {
                 let mut plane = Plane { runs: Vec::new(), logs: Vec::new() };
                 for (line, q) in samples[order[1]].iter().enumerate() {
                     let mut open = false;
+                    let start = p * strides[order[0]] + q * strides[order[1]];
                     for (at, r) in samples[order[2]].iter().enumerate() {
-                        let mut index = [0; 3];
-                        index[order[0]] = *p;
-                        index[order[1]] = *q;
-                        index[order[2]] = *r;
-                        let value = image[index];
-                        let inside = mask[index] > 0 && value > 0.0;
+                        let here = start + r * strides[order[2]];
+                        let value = values[here];
+                        let inside = marks[here] > 0 && value > 0.0;
                         if inside {
                             plane.logs.push(value.ln());
                             match plane.runs.last_mut().filter(|_| open) {
