@@ -58,7 +58,7 @@ pub(crate) fn run(
         if name.is_some() {
             let theirs = nifti::read_image(&field_file).map_err(fail)?.volume;
             let same = correlation(&field.log_field, theirs.data(), mask.data());
-            if !(same >= LEAST_CORRELATION) {
+            if same.is_nan() || same < LEAST_CORRELATION {
                 return Err(format!("the fields correlate at {same}, below {LEAST_CORRELATION}"));
             }
             report["correlation_of_log_fields"] = json!(same);

@@ -14,7 +14,7 @@ pub(crate) fn made(what: &str, modules: &[&str], seed: u32) -> Option<tempfile::
         .status();
     if !asked.is_ok_and(|status| status.success()) {
         let python = python.display();
-        println!(
+        eprintln!(
             "SKIPPED: {python} does not have {}; RONDO_TEST_PYTHON names one that has",
             modules.join(", ")
         );
