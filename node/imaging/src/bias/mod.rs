@@ -16,6 +16,7 @@ mod voxels;
 
 use ndarray::Array3;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::volume::Volume;
 use lattice::{Basis, Lattice};
@@ -51,7 +52,7 @@ pub enum Error {
     NotFinite(usize),
     /// No voxel of the mask has a logarithm.
     #[error(
-        "estimating the bias field: no voxel inside the mask is above zero; check that mask and image belong together"
+        "estimating the bias field: no voxel seen inside the mask is above zero; check that mask and image belong together"
     )]
     Empty,
     /// One value everywhere.
@@ -64,8 +65,20 @@ pub enum Error {
     Settings(String),
 }
 
-/// What is asked of the fit. The default is that of SimpleITK 2.5, but for [`Settings::shrink`].
-#[derive(Debug, Clone, PartialEq)]
+/// What becomes of voxels inside the mask that have no logarithm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NonPositive {
+    /// They take no part.
+    Exclude,
+    /// They take part with their value in place of its logarithm, as in SimpleITK's filter: a zero
+    /// counts as an intensity of one. A mask that holds much air then bends the field.
+    Raw,
+}
+
+/// What is asked of the fit. The default is that of SimpleITK 2.5.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Most iterations at each level; their number is the number of levels.
     pub iterations: Vec<usize>,
@@ -85,6 +98,8 @@ pub struct Settings {
     /// The fit sees every n-th voxel of an axis; 1 is all of them. An axis is thinned less where
     /// its slices are thick (the spacing stays below n times the least one) or few (32 remain).
     pub shrink: usize,
+    /// What becomes of voxels that are not above zero.
+    pub nonpositive: NonPositive,
 }
 
 impl Default for Settings {
@@ -98,15 +113,17 @@ impl Default for Settings {
             control_points: [4; 3],
             spline_order: 3,
             shrink: 1,
+            nonpositive: NonPositive::Raw,
         }
     }
 }
 
 impl Settings {
     /// For whole heads: every second voxel of an axis gives the same field as all of them (known
-    /// fields on real heads are met as well to three digits) in an eighth of the time.
+    /// fields on real heads are met as well to three digits) in an eighth of the time. Air inside
+    /// the mask takes no part.
     pub fn for_heads() -> Self {
-        Self { shrink: 2, ..Self::default() }
+        Self { shrink: 2, nonpositive: NonPositive::Exclude, ..Self::default() }
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -185,7 +202,6 @@ impl Correction {
         assert_eq!(image.shape(), self.log_field.shape(), "image and field differ in shape");
         image
             .outer_iter_mut()
-            .into_iter()
             .zip(self.log_field.outer_iter())
             .par_bridge()
             .for_each(|(mut plane, field)| plane.zip_mut_with(&field, |v, f| *v *= (-f).exp()));
@@ -194,7 +210,7 @@ impl Correction {
 
 /// Estimates the field of `image` from the voxels inside `mask` (above 0).
 ///
-/// Voxels that are not above zero have no logarithm and take no part. Besides the field (4 bytes
+/// Besides the field (4 bytes
 /// a voxel of the image), memory grows by at most 14 bytes a voxel of the thinned grid, 5 where
 /// the mask is compact.
 ///
@@ -217,7 +233,11 @@ pub fn n4(
         return Err(Error::NotFinite(bad));
     }
     let samples = thinned(shape, image.geometry().spacing_mm(), settings.shrink);
-    let mut voxels = Voxels::gather(image.data(), mask, &samples);
+    if !image.data().iter().zip(mask).any(|(v, m)| *m > 0 && *v > 0.0) {
+        return Err(Error::Empty);
+    }
+    let raw = settings.nonpositive == NonPositive::Raw;
+    let mut voxels = Voxels::gather(image.data(), mask, &samples, raw);
     if voxels.count() == 0 {
         return Err(Error::Empty);
     }

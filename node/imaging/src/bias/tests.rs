@@ -115,9 +115,13 @@ fn turning_the_axes_turns_the_field() {
 }
 
 #[test]
-fn voxels_without_a_logarithm_take_no_part() {
+fn voxels_without_a_logarithm_take_part_as_the_setting_says() {
     let (image, mask, _) = phantom([32; 3], [4.0; 3]);
-    let settings = Settings { iterations: vec![4; 2], ..Settings::default() };
+    let settings = Settings {
+        iterations: vec![4; 2],
+        nonpositive: NonPositive::Exclude,
+        ..Settings::default()
+    };
     let (grid, mut data) = image.into_parts();
     let mut without = mask.clone();
     for (n, (v, m)) in data.iter_mut().zip(&mut without).enumerate() {
@@ -128,7 +132,10 @@ fn voxels_without_a_logarithm_take_no_part() {
     }
     let image = Volume::new(grid, data).unwrap();
     let (a, b) = (n4(&image, &mask, &settings).unwrap(), n4(&image, &without, &settings).unwrap());
-    assert_eq!((a.log_field, a.voxels), (b.log_field, b.voxels));
+    assert_eq!((&a.log_field, a.voxels), (&b.log_field, b.voxels));
+    let raw = Settings { nonpositive: NonPositive::Raw, ..settings };
+    let c = n4(&image, &mask, &raw).unwrap();
+    assert!(c.voxels > a.voxels && c.log_field != a.log_field);
 }
 
 #[test]

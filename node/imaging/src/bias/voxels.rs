@@ -37,11 +37,13 @@ pub(super) struct Change {
 }
 
 impl Voxels {
-    /// The samples of `image` that are inside `mask` and above zero.
+    /// The samples of `image` inside `mask` that are above zero, as logarithms; the others as they
+    /// are if `raw` says so.
     pub(super) fn gather(
         image: &Array3<f32>,
         mask: &Array3<u8>,
         samples: &[Vec<usize>; 3],
+        raw: bool,
     ) -> Self {
         // Lines along k, which lies together in memory, unless another axis is far longer.
         let [i, j, k] = [0, 1, 2].map(|axis| samples[axis].len());
@@ -67,9 +69,9 @@ impl Voxels {
                     for (at, r) in samples[order[2]].iter().enumerate() {
                         let here = start + r * strides[order[2]];
                         let value = values[here];
-                        let inside = marks[here] > 0 && value > 0.0;
+                        let inside = marks[here] > 0 && (raw || value > 0.0);
                         if inside {
-                            plane.logs.push(value.ln());
+                            plane.logs.push(if value > 0.0 { value.ln() } else { value });
                             match plane.runs.last_mut().filter(|_| open) {
                                 Some(run) => run.count += 1,
                                 None => plane.runs.push(Run {
@@ -289,11 +291,10 @@ impl Sums {
         for (lane, (v, f)) in rest.iter_mut().zip(field_rest).enumerate() {
             each(lane, v, *f);
         }
-        for lane in 0..LANES {
-            self.least = self.least.min(lanes[0][lane]);
-            self.greatest = self.greatest.max(lanes[1][lane]);
-            self.sum += f64::from(lanes[2][lane]);
-            self.squares += f64::from(lanes[3][lane]);
-        }
+        let [least, greatest, sum, squares] = lanes;
+        self.least = least.into_iter().fold(self.least, f32::min);
+        self.greatest = greatest.into_iter().fold(self.greatest, f32::max);
+        self.sum += sum.into_iter().map(f64::from).sum::<f64>();
+        self.squares += squares.into_iter().map(f64::from).sum::<f64>();
     }
 }
