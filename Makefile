@@ -102,10 +102,11 @@ fuzz: $(FUZZ) ## Readers of images against damaged files: FUZZ_SECONDS=600 for e
 	cargo +nightly fuzz build --fuzz-dir . && \
 	target/*/release/seeds corpus && \
 	for target in $(FUZZ_TARGETS); do \
-	  words=(); [ ! -f "$$target.dict" ] || words=(-dict="$$target.dict"); \
+	  words=(); one=512; all=1024; \
+	  case "$$target" in dicom|rtstruct|segmentation) words=(-dict=dicom.dict); one=1100; all=3072;; esac; \
 	  echo "fuzz: $$target for $(FUZZ_SECONDS) s"; \
 	  cargo +nightly fuzz run --fuzz-dir . "$$target" -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 \
-	    -rss_limit_mb=1024 -malloc_limit_mb=512 -timeout=10 -print_final_stats=1 "$${words[@]}"; \
+	    -rss_limit_mb=$$all -malloc_limit_mb=$$one -timeout=10 -print_final_stats=1 "$${words[@]}"; \
 	done
 
 libtorch: ## libtorch 2.9.0 from LIBTORCH, the cache, or the network (the kit linked now, else CPU)
