@@ -79,12 +79,12 @@ impl AxisOrder {
         let shape = self.from.map(|axis| stored[axis]);
         let mut affine = Matrix4::identity();
         let mut origin: Vector3<f64> = geometry.affine().fixed_view::<3, 1>(0, 3).into_owned();
-        for axis in 0..3 {
+        for (axis, voxels) in shape.into_iter().enumerate() {
             let column: Vector3<f64> =
                 geometry.affine().fixed_view::<3, 1>(0, self.from[axis]).into_owned();
             let sign = if self.reversed[axis] { -1.0 } else { 1.0 };
             if self.reversed[axis] {
-                origin += column * (shape[axis] as f64 - 1.0);
+                origin += column * (voxels as f64 - 1.0);
             }
             affine.fixed_view_mut::<3, 1>(0, axis).copy_from(&(column * sign));
         }

@@ -19,16 +19,16 @@ const DICOM_MAGIC_AT: usize = 128;
 pub enum Error {
     /// A NIfTI file.
     #[error(transparent)]
-    Nifti(#[from] nifti::Error),
+    Nifti(Box<nifti::Error>),
     /// A DICOM series.
     #[error(transparent)]
-    Dicom(#[from] dicom::Error),
+    Dicom(Box<dicom::Error>),
     /// Contours.
     #[error(transparent)]
-    Contours(#[from] rtstruct::Error),
+    Contours(Box<rtstruct::Error>),
     /// A DICOM segmentation.
     #[error(transparent)]
-    Segmentation(#[from] segmentation::Error),
+    Segmentation(Box<segmentation::Error>),
     /// The operating system said no.
     #[error("reading {}: {source}", path.display())]
     Io {
@@ -82,6 +82,22 @@ pub enum Error {
         voxels: usize,
     },
 }
+
+macro_rules! boxed {
+    ($($variant:ident($error:ty)),*) => {$(
+        impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Self::$variant(Box::new(error))
+            }
+        }
+    )*};
+}
+boxed!(
+    Nifti(nifti::Error),
+    Dicom(dicom::Error),
+    Contours(rtstruct::Error),
+    Segmentation(segmentation::Error)
+);
 
 /// What kind of thing lies at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
