@@ -175,14 +175,14 @@ fn convert(args: &ImageConvert, output: Output) -> Result<(), Failure> {
     let written = match &args.on {
         None => {
             let image = source::read_image(&args.input, args.series.as_deref()).map_err(bad)?;
-            write_nifti(&args.out, &image.volume)?;
+            stored(nifti::write_narrow(&args.out, &image.volume))?;
             GridInfo::of(image.volume.geometry())
         }
         Some(on) => {
             let (grid, series) = source::read_geometry(on, args.series.as_deref()).map_err(bad)?;
             let label = label(args, &grid, series.as_ref())?;
             match (args.kind, &series) {
-                (None, _) => write_nifti(&args.out, &label)?,
+                (None, _) => stored(nifti::write(&args.out, &label))?,
                 (Some(_), None) => {
                     let text = format!(
                         "{} is no DICOM series, so no DICOM object can refer to it; name the folder of the series with --on",
@@ -225,8 +225,8 @@ fn label(
     source::read_label(&args.input, grid, series, &rule).map_err(bad)
 }
 
-fn write_nifti<T: nifti::Voxel>(path: &Path, volume: &Volume<T>) -> Result<(), Failure> {
-    nifti::write(path, volume).map_err(|e| {
+fn stored(written: Result<(), nifti::Error>) -> Result<(), Failure> {
+    written.map_err(|e| {
         let exit = match e.cause {
             nifti::Cause::Name => Exit::Usage,
             _ => Exit::Storage,

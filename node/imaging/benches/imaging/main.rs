@@ -11,6 +11,7 @@ mod evaluation;
 mod head;
 mod pair;
 mod peer;
+mod preparation;
 mod series;
 mod turns;
 
@@ -21,7 +22,7 @@ use serde_json::Value;
 
 use peer::Peer;
 
-const ALL: [&str; 3] = ["n4", "evaluate", "dicom"];
+const ALL: [&str; 4] = ["n4", "evaluate", "dicom", "preprocess"];
 
 #[derive(Default)]
 struct Args {
@@ -73,6 +74,7 @@ fn run() -> Result<(), String> {
         let reports = match what.as_str() {
             "n4" => head().and_then(|h| correction::run(repeats(5), peer, &folder, &h)),
             "evaluate" => evaluation::run(repeats(7), peer, &folder),
+            "preprocess" => head().and_then(|h| preparation::run(repeats(3), &folder, &h)),
             _ => {
                 let series = args.dicom.as_deref();
                 conversion::run(repeats(5), peer, &folder, series, || Ok(head()?.image))
@@ -102,6 +104,12 @@ fn print(report: &Value, json: bool) {
             let verdict = if ratio <= wanted { "holds" } else { "DOES NOT HOLD" };
             line += &format!(", at most {wanted} {verdict}");
         }
+    } else if let Some(wanted) = report["ms_wanted"].as_f64() {
+        let (mib, most) = (&report["peak_rss_mib"], &report["mib_wanted"]);
+        let holds = report["median_ms"].as_f64().is_some_and(|ms| ms <= wanted)
+            && mib.as_u64().zip(most.as_u64()).is_some_and(|(mib, most)| mib <= most);
+        let verdict = if holds { "holds" } else { "DOES NOT HOLD" };
+        line += &format!(" and {mib} MiB, at most {wanted:.0} ms and {most} MiB {verdict}");
     } else {
         line += ", nothing to compare with";
     }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{CasePictures, Error, Finding, Options, draw};
 use crate::metrics::{Evaluation, EvaluationCase, read_masks};
-use crate::{OnProgress, Progress, durable, nifti};
+use crate::{OnProgress, Progress, durable, source};
 
 /// Cases drawn before the room for sheets is looked at again.
 const AT_ONCE: usize = 8;
@@ -136,11 +136,11 @@ fn draw_case(
 ) -> Result<(CasePictures, usize), Error> {
     let path = image_of(&case.id, images)?;
     let masks = read_masks(case, &evaluation.settings.labels)?;
-    let image = nifti::read_image(&path)?.volume;
-    if let Some(difference) = masks.geometry.difference(image.geometry()) {
+    let image = source::read_image(&path, None)?.volume;
+    let image = image.stored_as(&masks.geometry).map_err(|difference| {
         let reference = case.reference.clone();
-        return Err(Error::Grid { image: path, reference, difference });
-    }
+        Error::Grid { image: path, reference, difference }
+    })?;
     let slices = options.folder.is_some();
     let mut pictures = draw(
         &image,
@@ -165,7 +165,10 @@ fn image_of(id: &str, folder: &Path) -> Result<PathBuf, Error> {
     if !plain || parts.next().is_some() || id.ends_with('/') {
         return Err(Error::Name(id.to_owned()));
     }
-    (["nii.gz", "nii"].iter().map(|end| folder.join(format!("{id}.{end}"))))
+    // A folder of that name holds a DICOM series.
+    [".nii.gz", ".nii", ""]
+        .iter()
+        .map(|end| folder.join(format!("{id}{end}")))
         .find(|path| path.exists())
         .ok_or_else(|| Error::NoImage { id: id.to_owned(), folder: folder.to_path_buf() })
 }

@@ -96,7 +96,7 @@ pub enum Error {
     },
     /// An image could not be read.
     #[error(transparent)]
-    Read(#[from] crate::nifti::Error),
+    Read(#[from] crate::source::Error),
     /// A mask could not be read.
     #[error(transparent)]
     Masks(#[from] crate::metrics::Error),
