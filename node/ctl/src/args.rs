@@ -5,7 +5,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use rondo::ids::SiteId;
 use rondo_imaging::comparison::Method;
 use rondo_imaging::lesion::Connectivity;
-use rondo_imaging::phantom::{Centre, Slices};
+use rondo_imaging::phantom::{Centre, Format, Slices};
 use rondo_imaging::picture::{DEFAULT_FINDINGS, MAX_FINDINGS};
 use std::path::PathBuf;
 
@@ -285,6 +285,24 @@ impl From<SlicesName> for Slices {
     }
 }
 
+/// [`Format`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum FormatName {
+    /// Compressed NIfTI files.
+    Nifti,
+    /// Images as DICOM series, labels as RTSTRUCT.
+    Dicom,
+}
+
+impl From<FormatName> for Format {
+    fn from(name: FormatName) -> Self {
+        match name {
+            FormatName::Nifti => Self::Nifti,
+            FormatName::Dicom => Self::Dicom,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Synth {
     /// Centre to imitate: uker, usz, stanford, ucsf, nyu or brats.
@@ -311,6 +329,9 @@ pub(crate) struct Synth {
     /// Slices of that grid, or as thick as the centre's scanner makes them.
     #[arg(long, default_value = "grid", conflicts_with = "anatomy")]
     pub(crate) slices: SlicesName,
+    /// How the files are kept: nifti, or dicom (series and RTSTRUCT).
+    #[arg(long, default_value = "nifti")]
+    pub(crate) format: FormatName,
     /// The same seed makes the same cohort.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,

@@ -48,6 +48,7 @@ fn synth(args: Synth, output: Output) -> Result<(), Failure> {
         shape: args.shape,
         spacing_mm: args.spacing,
         slices: args.slices.into(),
+        format: args.format.into(),
         seed: args.seed,
         anatomy: args.anatomy.map(|image| Anatomy { image, mask: args.anatomy_mask }),
         skull: !args.no_skull,

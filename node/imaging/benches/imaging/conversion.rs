@@ -2,18 +2,31 @@
 
 use std::path::Path;
 
+use rondo_imaging::dicom::scan::write_series;
 use rondo_imaging::dicom::{SeriesChoice, read_series};
 use rondo_imaging::nifti;
-use rondo_imaging::volume::Volume;
+use rondo_imaging::volume::{self, Geometry, Volume};
 use serde_json::{Value, json};
 
 use crate::peer::Peer;
-use crate::series;
 use crate::turns::{Turns, timed};
 
 const PACKAGE: &str = "SimpleITK";
 /// What our time may be of the peer's.
 const BOUND: f64 = 1.0;
+
+/// Radians between the slices and the patient's axes.
+const TILT: (f64, f64, f64) = (0.1, -0.2, 0.05);
+
+/// The head as an oblique scan, in values that a scanner stores.
+fn tilted(head: &Volume<f32>) -> Result<Volume<f32>, volume::Error> {
+    let turn = nalgebra::Rotation3::from_euler_angles(TILT.0, TILT.1, TILT.2).to_homogeneous();
+    let grid = Geometry::new(head.geometry().shape(), turn * head.geometry().affine())?;
+    let (low, high) =
+        head.data().iter().fold((f32::MAX, f32::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
+    let scale = 4000.0 / (high - low).max(f32::MIN_POSITIVE);
+    Volume::new(grid, head.data().map(|v| (v - low) * scale))
+}
 
 /// Two reports: to `.nii` and to `.nii.gz`. Without a folder of slices, `head` makes one.
 pub(crate) fn run(
@@ -28,7 +41,8 @@ pub(crate) fn run(
         Some(folder) => folder,
         None => {
             let head = head()?;
-            series::write(&made, head.data(), head.geometry().spacing_mm())?;
+            let scan = tilted(&head).map_err(|e| e.to_string())?;
+            write_series(&made, "phantom", &scan).map_err(|e| e.to_string())?;
             &made
         }
     };

@@ -12,7 +12,6 @@ mod head;
 mod pair;
 mod peer;
 mod preparation;
-mod series;
 mod turns;
 
 use std::path::PathBuf;

@@ -28,6 +28,7 @@ mod header;
 mod opened;
 mod pixels;
 pub mod rtstruct;
+pub mod scan;
 pub mod segmentation;
 mod series;
 mod stack;

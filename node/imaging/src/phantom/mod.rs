@@ -38,6 +38,7 @@ use metastasis::Painted;
 use noise::Noise;
 
 use crate::cohort::{self, Case, Cohort, LabelRule, MAX_CASES, Split};
+use crate::dicom::{self, Description, Grouping, SeriesChoice};
 use crate::preprocess::{self, Settings};
 use crate::volume::{self, Geometry, Volume};
 use crate::{OnProgress, Progress, nifti};
@@ -95,6 +96,23 @@ pub enum Error {
     /// The cohort file could not be written.
     #[error(transparent)]
     Cohort(#[from] cohort::Error),
+    /// A DICOM series could not be written.
+    #[error(transparent)]
+    Scan(#[from] dicom::scan::Error),
+    /// A DICOM series that was written cannot be read.
+    #[error(transparent)]
+    Dicom(#[from] dicom::Error),
+    /// Contours could not be written.
+    #[error(transparent)]
+    Contours(#[from] dicom::rtstruct::Error),
+    /// A DICOM series that was written lies elsewhere.
+    #[error("writing the DICOM series {}: it lies on another grid ({difference})", path.display())]
+    Series {
+        /// Its folder.
+        path: PathBuf,
+        /// What sets the grids apart.
+        difference: String,
+    },
 }
 
 /// A real head to paint on.
@@ -118,6 +136,21 @@ pub enum Slices {
     Scanner,
 }
 
+/// Name of the contours in labels that are RTSTRUCTs.
+const ROI: &str = "Metastasis";
+/// The same seed makes the same bytes, so nothing says when.
+const DATE: &str = "20000101";
+
+/// How the files of a cohort are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// Compressed NIfTI files.
+    #[default]
+    Nifti,
+    /// Images as DICOM series, labels as RTSTRUCT; brain masks as NIfTI all the same.
+    Dicom,
+}
+
 /// What to make.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SynthOptions {
@@ -135,6 +168,8 @@ pub struct SynthOptions {
     pub spacing_mm: [f64; 3],
     /// Slices of that grid or of the centre's scanner; a real anatomy keeps its own.
     pub slices: Slices,
+    /// How the files are kept.
+    pub format: Format,
     /// The same seed makes the same cohort.
     pub seed: u64,
     /// Paint on this head instead of a synthetic one.
@@ -154,6 +189,7 @@ impl SynthOptions {
             shape: [64, 72, 56],
             spacing_mm: [1.0; 3],
             slices: Slices::Grid,
+            format: Format::Nifti,
             seed: 1,
             anatomy: None,
             skull: true,
@@ -222,11 +258,18 @@ pub fn synthesise(
             .map(|(split, n)| {
                 let id = format!("{}-{n:04}", options.centre.name());
                 let file = |part: &str| folder.join(part).join(format!("{id}.nii.gz"));
+                let (image, label) = match options.format {
+                    Format::Nifti => (file("image"), file("label")),
+                    Format::Dicom => (
+                        folder.join("image").join(&id),
+                        folder.join("label").join(format!("{id}.dcm")),
+                    ),
+                };
                 Case {
                     patient: format!("{}-p{n:04}", options.centre.name()),
-                    image: file("image"),
+                    image,
                     series: None,
-                    label: file("label"),
+                    label,
                     brain_mask: Some(file("brain")),
                     split,
                     id,
@@ -243,17 +286,12 @@ pub fn synthesise(
     let at_once =
         (MEMORY_BYTES / (voxels * BYTES_PER_VOXEL)).clamp(1, rayon::current_num_threads());
     let write = |case: &Case| {
-        let whole = case.paths().all(|(_, file)| file.is_file());
+        let whole = case.paths().all(|(_, path)| path.exists());
         let painted = match begun.painted(&case.id) {
             Some(painted) if whole => painted,
             _ => {
                 let phantom = make(options, &source, &case.id)?;
-                let image = phantom.image.map(|v| v.round().clamp(0.0, 32767.0) as i16);
-                nifti::write(&case.image, &image)?;
-                nifti::write(&case.label, &phantom.label)?;
-                if let Some(mask) = &case.brain_mask {
-                    nifti::write(mask, &phantom.brain)?;
-                }
+                store(case, &phantom, options.format)?;
                 begun.note(&case.id, phantom.painted)?;
                 phantom.painted
             }
@@ -267,7 +305,10 @@ pub fn synthesise(
     }
     let cohort = Cohort {
         name: options.centre.name().to_owned(),
-        label: LabelRule::default(),
+        label: match options.format {
+            Format::Nifti => LabelRule::default(),
+            Format::Dicom => LabelRule { rois: vec![ROI.to_owned()], ..LabelRule::default() },
+        },
         preprocess: preparation(options),
         cases,
     };
@@ -281,6 +322,37 @@ pub fn synthesise(
         limited: sum(|p| p.limited),
         left_out: sum(|p| p.left_out),
     })
+}
+
+/// Writes the files of one case.
+fn store(case: &Case, phantom: &Phantom, format: Format) -> Result<(), Error> {
+    match format {
+        Format::Nifti => {
+            let image = phantom.image.map(|v| v.round().clamp(0.0, 32767.0) as i16);
+            nifti::write(&case.image, &image)?;
+            nifti::write(&case.label, &phantom.label)?;
+        }
+        Format::Dicom => {
+            dicom::scan::write_series(&case.image, &case.patient, &phantom.image)?;
+            let series = dicom::read_series_geometry(&case.image, &SeriesChoice::Only)?;
+            let label = phantom.label.clone().stored_as(&series.geometry);
+            let path = || case.image.clone();
+            let label = label.map_err(|difference| Error::Series { path: path(), difference })?;
+            let description = Description {
+                name: ROI.to_owned(),
+                grouping: Grouping::Whole,
+                algorithm: "Rondo phantom".to_owned(),
+                algorithm_version: env!("CARGO_PKG_VERSION").to_owned(),
+                date: DATE.to_owned(),
+                time: "000000".to_owned(),
+            };
+            dicom::rtstruct::write(&case.label, &series, &label, &description)?;
+        }
+    }
+    if let Some(mask) = &case.brain_mask {
+        nifti::write(mask, &phantom.brain)?;
+    }
+    Ok(())
 }
 
 /// Volumes on one grid are trained on as they are; those of a scanner are prepared as a site's own.
