@@ -3,6 +3,7 @@
 use crate::exit::Exit;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use rondo::ids::SiteId;
+use rondo_imaging::cohort::Split;
 use rondo_imaging::comparison::Method;
 use rondo_imaging::lesion::Connectivity;
 use rondo_imaging::phantom::{Centre, Format, Slices};
@@ -50,7 +51,7 @@ pub(crate) enum Command {
     /// Checkpoints in this site's store, or in files.
     #[command(subcommand)]
     Model(Model),
-    /// Cohorts: make a synthetic one, measure one, check one.
+    /// Cohorts: make a synthetic one, measure, check or prepare one.
     #[command(subcommand)]
     Cohort(Cohort),
     /// Images of any format: what they are, and as NIfTI.
@@ -198,6 +199,9 @@ pub(crate) enum Cohort {
 pub(crate) struct Preprocess {
     /// cohort.toml, or its folder.
     pub(crate) cohort: PathBuf,
+    /// Cases to prepare (repeatable); training reads those of train and validation.
+    #[arg(long, value_name = "SPLIT", default_values = ["train", "validation"], value_parser = split)]
+    pub(crate) split: Vec<Split>,
     /// Work folder of the training that will use them.
     #[arg(long, value_name = "DIR")]
     pub(crate) work: PathBuf,
@@ -265,6 +269,11 @@ pub(crate) enum DicomKind {
 pub(crate) struct CohortFile {
     /// cohort.toml, or its folder.
     pub(crate) cohort: PathBuf,
+}
+
+fn split(text: &str) -> Result<Split, String> {
+    let known = Split::ALL.into_iter().find(|s| s.name() == text);
+    known.ok_or_else(|| "a split is train, validation or test".to_owned())
 }
 
 /// [`Slices`] on the command line.

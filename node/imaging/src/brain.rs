@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use crate::distance::distance_mm;
 use crate::preprocess::percentile;
+use crate::resample::trilinear;
 use crate::volume::Volume;
 use surface::{Forces, Surface};
 
@@ -137,7 +138,7 @@ impl<'a> Head<'a> {
             for (n, value) in plane.iter_mut().enumerate() {
                 let at = [x, n / shape[2], n % shape[2]].map(|n| n as f64 * STEP_MM);
                 let p = to_voxel.transform_point(&(low + Vector3::from(at)));
-                *value = trilinear(image.data(), &p);
+                *value = trilinear(&image.data().view(), p.coords).unwrap_or(f32::NAN);
             }
         });
         let values = Array3::from_shape_vec(shape, values).map_err(|_| Error::Extent(extent))?;
@@ -303,39 +304,6 @@ impl Paint {
 fn inverse(affine: &Matrix4<f64>) -> Matrix4<f64> {
     // A grid's affine is regular by construction.
     affine.try_inverse().unwrap_or_else(Matrix4::identity)
-}
-
-/// Linear interpolation at voxel coordinates; up to half a voxel outside the outermost value, NaN
-/// beyond.
-fn trilinear(values: &Array3<f32>, p: &Point3<f64>) -> f32 {
-    let mut from = [0; 3];
-    let mut share = [0.0; 3];
-    for axis in 0..3 {
-        let last = values.len_of(Axis(axis)) - 1;
-        if p[axis] < -0.5 || p[axis] > last as f64 + 0.5 {
-            return f32::NAN;
-        }
-        let at = p[axis].clamp(0.0, last as f64);
-        from[axis] = (at as usize).min(last.saturating_sub(1));
-        share[axis] = at - from[axis] as f64;
-    }
-    let mut sum = 0.0;
-    for corner in 0..8usize {
-        let mut weight = 1.0;
-        let mut index = from;
-        for axis in 0..3 {
-            if corner >> axis & 1 == 1 {
-                weight *= share[axis];
-                index[axis] += 1;
-            } else {
-                weight *= 1.0 - share[axis];
-            }
-        }
-        if weight > 0.0 {
-            sum += weight * f64::from(values[index]);
-        }
-    }
-    sum as f32
 }
 
 #[cfg(test)]

@@ -29,6 +29,33 @@ pub mod spreadsheet;
 pub mod surface;
 pub mod volume;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+/// Cases whose volumes are in memory together, some 20 bytes a voxel each (240×240×155: 180 MB).
+pub const CASES_AT_ONCE: usize = 8;
+
+/// Does the work of every case, [`CASES_AT_ONCE`] at a time; results in their order.
+fn over_cases<'c, C: Sync, T: Send>(
+    cases: &'c [C],
+    id: impl Fn(&C) -> &str + Sync,
+    progress: OnProgress<'_>,
+    work: impl Fn(&'c C) -> T + Sync,
+) -> Vec<T> {
+    let done = AtomicUsize::new(0);
+    let one = |case: &'c C| {
+        let result = work(case);
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        progress(Progress { done, total: cases.len(), item: id(case) });
+        result
+    };
+    cases
+        .chunks(CASES_AT_ONCE)
+        .flat_map(|some| some.par_iter().map(one).collect::<Vec<_>>())
+        .collect()
+}
+
 /// How far a long piece of work has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress<'a> {

@@ -51,7 +51,7 @@ fn cell(at: f64, n: usize) -> Option<(usize, usize, f32)> {
 }
 
 /// Trilinear interpolation at a fractional index; `None` outside.
-fn trilinear(data: &ArrayView3<'_, f32>, at: Vector3<f64>) -> Option<f32> {
+pub(crate) fn trilinear(data: &ArrayView3<'_, f32>, at: Vector3<f64>) -> Option<f32> {
     let (ni, nj, nk) = data.dim();
     let (i0, i1, fi) = cell(at[0], ni)?;
     let (j0, j1, fj) = cell(at[1], nj)?;

@@ -9,8 +9,6 @@ use crate::dicom::{self, LabelKind, Series, SeriesChoice, rtstruct, segmentation
 use crate::nifti;
 use crate::volume::{Geometry, Volume};
 
-/// Most files of a DICOM folder.
-pub const MAX_FILES: usize = 20_000;
 /// Where a DICOM file says that it is one (PS3.10 section 7.1).
 const DICOM_MAGIC_AT: usize = 128;
 
@@ -30,16 +28,24 @@ pub enum Error {
     #[error(transparent)]
     Segmentation(Box<segmentation::Error>),
     /// The operating system said no.
-    #[error("reading {}: {source}", path.display())]
+    #[error("reading {}: {source}; check the path and its permissions", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// More files than any series has.
-    #[error("{} holds more than {MAX_FILES} files; give the folder of this series alone", .0.display())]
-    TooManyFiles(PathBuf),
+    /// A folder without files.
+    #[error("the folder {} holds no file; correct the path, or export the series again", .0.display())]
+    NoFiles(PathBuf),
+    /// A folder where a file is due.
+    #[error("the {what} {} is a folder; name one file", path.display())]
+    IsFolder {
+        /// `label` or `brain mask`.
+        what: &'static str,
+        /// The folder.
+        path: PathBuf,
+    },
     /// A label that belongs to a DICOM series, for an image that is none.
     #[error(
         "the label {} refers to a DICOM series, but the image is a NIfTI file; name the folder of the series as image, \
@@ -166,15 +172,34 @@ pub fn read_image(path: &Path, series: Option<&str>) -> Result<Image, Error> {
 ///
 /// # Errors
 /// As [`read_image`], as far as headers tell.
-pub fn read_geometry(
-    path: &Path,
-    series: Option<&str>,
-) -> Result<(Geometry, Option<Series>), Error> {
+pub fn read_geometry(path: &Path, series: Option<&str>) -> Result<Headers, Error> {
     if is_dicom(path)? {
         let series = dicom::read_series_geometry(path, &choice(series))?;
-        return Ok((series.geometry.clone(), Some(series)));
+        let notices = series.notices.clone();
+        return Ok(Headers { geometry: series.geometry.clone(), series: Some(series), notices });
     }
-    Ok((nifti::read_header(path)?.geometry, None))
+    let header = nifti::read_header(path)?;
+    Ok(Headers { geometry: header.geometry, series: None, notices: header.notices })
+}
+
+/// What the headers of an image say.
+#[derive(Debug, Clone)]
+pub struct Headers {
+    /// The grid in its own storage order.
+    pub geometry: Geometry,
+    /// The series, where it is one.
+    pub series: Option<Series>,
+    /// Peculiarities of the files.
+    pub notices: Vec<String>,
+}
+
+/// A label on the grid of its image.
+#[derive(Debug, Clone)]
+pub struct Label {
+    /// 1 for metastasis.
+    pub volume: Volume<u8>,
+    /// Peculiarities of the file.
+    pub notices: Vec<String>,
 }
 
 /// Reads a label on the grid of its image: 1 for metastasis by the cohort's rule. A NIfTI label may be
@@ -187,20 +212,31 @@ pub fn read_label(
     image: &Geometry,
     series: Option<&Series>,
     rule: &LabelRule,
-) -> Result<Volume<u8>, Error> {
-    if Kind::of(path)? == Kind::Nifti {
+) -> Result<Label, Error> {
+    let kind = Kind::of(path)?;
+    if kind == Kind::Folder {
+        return Err(Error::IsFolder { what: "label", path: path.to_path_buf() });
+    }
+    if kind == Kind::Nifti {
         let label = on_grid_of("label", path, image, nifti::read_labels(path)?)?;
         if let Some(&value) = label.data().iter().find(|v| !rule.knows(**v)) {
             let voxels = label.data().iter().filter(|v| **v == value).count();
             return Err(Error::LabelValue { path: path.to_path_buf(), value, voxels });
         }
-        return Ok(label.map(|v| u8::from(rule.is_lesion(*v))));
+        let volume = label.map(|v| u8::from(rule.is_lesion(*v)));
+        return Ok(Label { volume, notices: Vec::new() });
     }
     let series = series.ok_or_else(|| Error::NoSeries(path.to_path_buf()))?;
     match dicom::label_kind(path)? {
-        LabelKind::Segmentation => Ok(segmentation::read(path, series)?),
+        LabelKind::Segmentation => {
+            let read = segmentation::read_chosen(path, series, &rule.rois)?;
+            Ok(Label { volume: read.label, notices: read.notices })
+        }
         LabelKind::StructureSet if rule.rois.is_empty() => Err(Error::NoRois(path.to_path_buf())),
-        LabelKind::StructureSet => Ok(rtstruct::read_label(path, series, &rule.rois)?),
+        LabelKind::StructureSet => {
+            let read = rtstruct::read(path, series, &rule.rois)?;
+            Ok(Label { volume: read.label, notices: read.notices })
+        }
         LabelKind::Other => Err(Error::NoLabel(path.to_path_buf())),
     }
 }
@@ -210,6 +246,9 @@ pub fn read_label(
 /// # Errors
 /// Another grid, or an unreadable file.
 pub fn read_mask(what: &'static str, path: &Path, image: &Geometry) -> Result<Volume<u8>, Error> {
+    if Kind::of(path)? == Kind::Folder {
+        return Err(Error::IsFolder { what, path: path.to_path_buf() });
+    }
     on_grid_of(what, path, image, nifti::read_mask(path)?)
 }
 
@@ -227,30 +266,15 @@ fn on_grid_of<T: Clone>(
     })
 }
 
-/// The files an image, label or mask consists of, in an order that does not depend on the disk.
+/// The files an image, label or mask consists of, in an order that does not depend on the disk: the very
+/// files that are read, so links are followed where the reader follows them.
 ///
 /// # Errors
-/// A folder that cannot be listed, or holds far too many files.
+/// A folder that cannot be listed, that is empty, or that holds far too many files.
 pub fn files(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    if Kind::of(path)? != Kind::Folder {
-        return Ok(vec![path.to_path_buf()]);
+    let files = dicom::walk::files(path)?;
+    if files.is_empty() {
+        return Err(Error::NoFiles(path.to_path_buf()));
     }
-    let (mut folders, mut files) = (vec![path.to_path_buf()], Vec::new());
-    while let Some(folder) = folders.pop() {
-        let io = |source| Error::Io { path: folder.clone(), source };
-        for entry in fs::read_dir(&folder).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            let kind = entry.file_type().map_err(io)?;
-            if kind.is_dir() {
-                folders.push(entry.path());
-            } else if kind.is_file() {
-                files.push(entry.path());
-            }
-            if files.len() + folders.len() > MAX_FILES {
-                return Err(Error::TooManyFiles(path.to_path_buf()));
-            }
-        }
-    }
-    files.sort();
     Ok(files)
 }

@@ -12,6 +12,7 @@ use rondo_imaging::dicom::{Series, rtstruct, segmentation};
 use rondo_imaging::lesion::Connectivity;
 use rondo_imaging::nifti;
 use rondo_imaging::preprocess::{Settings, Sources, prepare_image};
+use rondo_imaging::source::Kind;
 use rondo_imaging::volume::Volume;
 use rondo_learn::device::Device;
 use rondo_learn::infer::Model;
@@ -146,14 +147,22 @@ fn segment(
         series: job.series.as_deref(),
         brain_mask: job.brain_mask.as_deref(),
     };
+    if !results.dicom.is_empty() && Kind::of(&job.image)? == Kind::Nifti {
+        bail!(
+            "{} is no DICOM series, so no DICOM object can refer to it; leave --dicom out for it",
+            job.image.display()
+        );
+    }
     let prepared = prepare_image(&sources, settings)?;
     let probability = model.probability(prepared.image.view())?;
     let mask = prepared.restore(probability.map(|p| u8::from(*p > 0.5)))?;
     let voxels = mask.data().iter().filter(|v| **v > 0).count();
     let name = format!("{}.nii.gz", job.id);
     nifti::write(&results.masks.join(&name), &mask)?;
-    for kind in results.dicom {
-        write_dicom(*kind, job, prepared.series.as_ref(), &mask, results)?;
+    if let Some(series) = &prepared.series {
+        for kind in results.dicom {
+            write_dicom(*kind, job, series, &mask, results)?;
+        }
     }
     if let Some(maps) = results.probability {
         nifti::write(&maps.join(&name), &prepared.restore_probability(probability)?)?;
@@ -165,16 +174,10 @@ fn segment(
 fn write_dicom(
     kind: args::DicomKind,
     job: &Job,
-    series: Option<&Series>,
+    series: &Series,
     mask: &Volume<u8>,
     results: &Results<'_>,
 ) -> Result<()> {
-    let Some(series) = series else {
-        bail!(
-            "{} is no DICOM series, so no DICOM object can refer to it; leave --dicom out for it",
-            job.image.display()
-        );
-    };
     let now = jiff::Zoned::now();
     let description = Description {
         name: "Metastasis".to_owned(),

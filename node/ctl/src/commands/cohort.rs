@@ -165,7 +165,8 @@ fn preprocess(args: &Preprocess, output: Output) -> Result<(), Failure> {
     let folder = args.work.join("prepared");
     let store = Store::open(&folder).map_err(broken)?;
     let steps = Steps::new("cases prepared");
-    let wanted: Vec<_> = cohort.cases.iter().collect();
+    let wanted: Vec<_> =
+        cohort.cases.iter().filter(|case| args.split.contains(&case.split)).collect();
     let results =
         store.cases(&cohort, &wanted, |p| steps.at(p.done, p.total, p.item)).map_err(broken)?;
     drop(steps);

@@ -4,7 +4,7 @@ use crate::args::{DicomKind, Image, ImageConvert, ImageInfo};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use rondo_imaging::cohort::LabelRule;
-use rondo_imaging::dicom::composite::{Description, Grouping};
+use rondo_imaging::dicom::composite::{self, Description, Grouping};
 use rondo_imaging::dicom::{self, Series, rtstruct, segmentation};
 use rondo_imaging::lesion::Connectivity;
 use rondo_imaging::nifti;
@@ -107,7 +107,7 @@ fn info(args: &ImageInfo, output: Output) -> Result<(), Failure> {
     let kind = Kind::of(&args.path).map_err(bad)?;
     if kind == Kind::Folder && args.series.is_none() {
         let list = dicom::list_series(&args.path).map_err(bad)?;
-        if list.len() > 1 {
+        if list.iter().filter(|s| s.readable).count() != 1 && list.len() > 1 {
             return series(&args.path, list, output);
         }
     }
@@ -120,8 +120,8 @@ fn info(args: &ImageInfo, output: Output) -> Result<(), Failure> {
     };
     let uid = args.series.as_deref();
     let (grid, values, notices) = if args.headers {
-        let (grid, series) = source::read_geometry(&args.path, uid).map_err(bad)?;
-        (grid, None, series.map(|s| s.notices).unwrap_or_default())
+        let headers = source::read_geometry(&args.path, uid).map_err(bad)?;
+        (headers.geometry, None, headers.notices)
     } else {
         let image = source::read_image(&args.path, uid).map_err(bad)?;
         (image.volume.geometry().clone(), Some(Values::of(&image.volume)), image.notices)
@@ -172,15 +172,19 @@ fn series(path: &Path, list: Vec<dicom::SeriesSummary>, output: Output) -> Resul
 }
 
 fn convert(args: &ImageConvert, output: Output) -> Result<(), Failure> {
+    let mut notices = Vec::new();
     let written = match &args.on {
         None => {
             let image = source::read_image(&args.input, args.series.as_deref()).map_err(bad)?;
+            notices.extend(image.notices);
             stored(nifti::write_narrow(&args.out, &image.volume))?;
             GridInfo::of(image.volume.geometry())
         }
         Some(on) => {
-            let (grid, series) = source::read_geometry(on, args.series.as_deref()).map_err(bad)?;
-            let label = label(args, &grid, series.as_ref())?;
+            let headers = source::read_geometry(on, args.series.as_deref()).map_err(bad)?;
+            let series = headers.series;
+            let (label, of_label) = label(args, &headers.geometry, series.as_ref())?;
+            notices.extend(of_label);
             match (args.kind, &series) {
                 (None, _) => stored(nifti::write(&args.out, &label))?,
                 (Some(_), None) => {
@@ -195,9 +199,10 @@ fn convert(args: &ImageConvert, output: Output) -> Result<(), Failure> {
             GridInfo::of(label.geometry())
         }
     };
-    let body = serde_json::json!({"path": args.out, "grid": written});
+    let body = serde_json::json!({"path": args.out, "grid": written, "notices": notices});
     output.give("rondo.image-convert/1", body, || {
-        format!("{}\n{}", args.out.display(), written.text())
+        let notices: String = notices.iter().map(|n| format!("\nnote: {n}")).collect();
+        format!("{}\n{}{notices}", args.out.display(), written.text())
     })
 }
 
@@ -205,24 +210,20 @@ fn label(
     args: &ImageConvert,
     grid: &Geometry,
     series: Option<&Series>,
-) -> Result<Volume<u8>, Failure> {
+) -> Result<(Volume<u8>, Vec<String>), Failure> {
     let nifti = Kind::of(&args.input).map_err(bad)? == Kind::Nifti;
     if nifti && args.labels.is_empty() {
-        return source::read_mask("label", &args.input, grid).map_err(bad);
+        let mask = source::read_mask("label", &args.input, grid).map_err(bad)?;
+        return Ok((mask, Vec::new()));
     }
-    if nifti {
+    let rule = LabelRule {
+        include: args.labels.clone(),
         // Values that were not asked for are no error here.
-        let all = nifti::read_labels(&args.input).map_err(bad)?;
-        let chosen = all.map(|v| u8::from(args.labels.contains(v)));
-        return chosen.stored_as(grid).map_err(|difference| {
-            bad(format!(
-                "the label {} lies on another grid than the image ({difference}); resample it onto the image's grid",
-                args.input.display()
-            ))
-        });
-    }
-    let rule = LabelRule { rois: args.rois.clone(), ..LabelRule::default() };
-    source::read_label(&args.input, grid, series, &rule).map_err(bad)
+        ignore: if nifti { (0..=u16::MAX).collect() } else { Vec::new() },
+        rois: args.rois.clone(),
+    };
+    let label = source::read_label(&args.input, grid, series, &rule).map_err(bad)?;
+    Ok((label.volume, label.notices))
 }
 
 fn stored(written: Result<(), nifti::Error>) -> Result<(), Failure> {
@@ -251,7 +252,13 @@ fn write_dicom(
         time: now.strftime("%H%M%S").to_string(),
     };
     match kind {
-        DicomKind::Seg => segmentation::write(path, series, label, &description).map_err(bad),
-        DicomKind::Rtstruct => rtstruct::write(path, series, label, &description).map_err(bad),
+        DicomKind::Seg => segmentation::write(path, series, label, &description).map_err(|e| {
+            let full = matches!(e, segmentation::Error::Write(composite::Error::Io { .. }));
+            Failure::new(if full { Exit::Storage } else { Exit::BadInput }, e)
+        }),
+        DicomKind::Rtstruct => rtstruct::write(path, series, label, &description).map_err(|e| {
+            let full = matches!(e, rtstruct::Error::Write(composite::Error::Io { .. }));
+            Failure::new(if full { Exit::Storage } else { Exit::BadInput }, e)
+        }),
     }
 }

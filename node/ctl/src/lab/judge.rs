@@ -5,8 +5,10 @@ use super::federation::Made;
 use crate::exit::{Exit, Failure};
 use crate::programs::train_or_predict;
 use crate::render::short;
-use rondo_imaging::cohort::{Cohort, Split};
+use rondo_imaging::cohort::{Case, Cohort, Split};
 use rondo_imaging::metrics::{self, CaseResult, EvaluationCase, Options, Pooled, pool};
+use rondo_imaging::nifti;
+use rondo_imaging::source::{self, Kind};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -109,7 +111,7 @@ async fn judge_one(
         .await?;
         judgement.notices.extend(outcome.notices);
         judgement.trainer_peak_bytes = judgement.trainer_peak_bytes.max(outcome.peak_bytes);
-        let (cases, missing) = predicted(&centre.cohort, &out);
+        let (cases, missing) = predicted(&centre.cohort, &out)?;
         let site = centre.site.clone();
         judgement
             .set_aside
@@ -143,14 +145,17 @@ fn arguments(model: &Path, centre: &Centre, out: &Path, device: &str) -> Vec<OsS
 }
 
 /// Test cases with a prediction, and the ids of those without.
-fn predicted(cohort: &Cohort, folder: &Path) -> (Vec<EvaluationCase>, Vec<String>) {
+fn predicted(
+    cohort: &Cohort,
+    folder: &Path,
+) -> Result<(Vec<EvaluationCase>, Vec<String>), Failure> {
     let (mut cases, mut missing) = (Vec::new(), Vec::new());
     for case in cohort.split(Split::Test) {
         let prediction = folder.join(format!("{}.nii.gz", case.id));
         if prediction.exists() {
             cases.push(EvaluationCase {
                 id: case.id.clone(),
-                reference: case.label.clone(),
+                reference: reference(cohort, case, folder)?,
                 prediction,
                 brain_mask: case.brain_mask.clone(),
             });
@@ -158,7 +163,26 @@ fn predicted(cohort: &Cohort, folder: &Path) -> (Vec<EvaluationCase>, Vec<String
             missing.push(case.id.clone());
         }
     }
-    (cases, missing)
+    Ok((cases, missing))
+}
+
+/// The label of a case as NIfTI: its file, or contours and DICOM segmentations as voxels.
+fn reference(cohort: &Cohort, case: &Case, folder: &Path) -> Result<PathBuf, Failure> {
+    let bad = |e: source::Error| Failure::new(Exit::BadInput, e);
+    if Kind::of(&case.label).map_err(bad)? == Kind::Nifti {
+        return Ok(case.label.clone());
+    }
+    let headers = source::read_geometry(&case.image, case.series.as_deref()).map_err(bad)?;
+    let series = headers.series.as_ref();
+    let label = source::read_label(&case.label, &headers.geometry, series, &cohort.label);
+    let value = cohort.label.include.first().copied().unwrap_or(1);
+    let label = label.map_err(bad)?.volume.map(|v| u16::from(*v) * value);
+    let folder = folder.join("reference");
+    let path = folder.join(format!("{}.nii.gz", case.id));
+    std::fs::create_dir_all(&folder)
+        .map_err(|e| Failure::new(Exit::Storage, format!("creating {}: {e}", folder.display())))?;
+    nifti::write(&path, &label).map_err(|e| Failure::new(Exit::Storage, e))?;
+    Ok(path)
 }
 
 async fn test_set(
@@ -209,10 +233,10 @@ split = "train"
     fn a_test_case_without_prediction_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let cohort = Cohort::parse(COHORT, folder.path()).unwrap();
-        let (cases, missing) = predicted(&cohort, folder.path());
+        let (cases, missing) = predicted(&cohort, folder.path()).unwrap();
         assert!(cases.is_empty());
         assert_eq!(missing, ["a"]);
         std::fs::File::create(folder.path().join("a.nii.gz")).unwrap();
-        assert_eq!(predicted(&cohort, folder.path()).0[0].id, "a");
+        assert_eq!(predicted(&cohort, folder.path()).unwrap().0[0].id, "a");
     }
 }

@@ -1,16 +1,14 @@
 //! Are the files of a cohort sound? What is not is set aside, the rest goes on.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 
 use super::{Case, Cohort, Split};
+use crate::orientation::canonical;
 use crate::preprocess::{self, normalise};
-use crate::volume::Volume;
-use crate::{OnProgress, Progress, source};
+use crate::volume::{self, Volume};
+use crate::{OnProgress, over_cases, source};
 
 /// Lesion voxels outside the brain mask from which on a notice is given.
 const OUTSIDE_BRAIN_NOTICE: f64 = 0.1;
@@ -70,22 +68,10 @@ struct Sound {
 /// other grids, NaN, constant images, unknown label values, empty brain masks, and images whose
 /// voxels another case already holds.
 pub fn check(cohort: &Cohort, progress: OnProgress<'_>) -> CheckReport {
-    let done = AtomicUsize::new(0);
-    let total = cohort.cases.len();
-    let inspected: Vec<_> = (cohort.cases.par_iter())
-        .map(|case| {
-            let result = inspect(cohort, case);
-            progress(Progress {
-                done: done.fetch_add(1, Ordering::Relaxed) + 1,
-                total,
-                item: &case.id,
-            });
-            result
-        })
-        .collect();
+    let inspected = over_cases(&cohort.cases, |c| &c.id, progress, |case| inspect(cohort, case));
     let mut report = CheckReport {
         name: cohort.name.clone(),
-        cases: total,
+        cases: cohort.cases.len(),
         usable: Vec::new(),
         set_aside: Vec::new(),
         notices: Vec::new(),
@@ -120,13 +106,15 @@ pub fn check(cohort: &Cohort, progress: OnProgress<'_>) -> CheckReport {
 /// The first two of `cases` whose images hold the same voxels, by their places. Images that cannot be
 /// read are left out.
 pub fn same_image(cases: &[&Case]) -> Option<[usize; 2]> {
-    let digests: Vec<_> = cases
-        .par_iter()
-        .map(|case| {
+    let digests = over_cases(
+        cases,
+        |case| &case.id,
+        &|_| {},
+        |case| {
             let image = source::read_image(&case.image, case.series.as_deref()).ok()?;
-            Some(digest(&image.volume))
-        })
-        .collect();
+            digest(image.volume).ok()
+        },
+    );
     let mut seen = HashMap::new();
     digests
         .into_iter()
@@ -154,19 +142,26 @@ fn inspect(cohort: &Cohort, case: &Case) -> Result<Sound, String> {
 fn inspect_voxels(cohort: &Cohort, case: &Case) -> Result<Sound, preprocess::Error> {
     let source::Image { volume, series, mut notices } =
         source::read_image(&case.image, case.series.as_deref())?;
-    let digest = digest(&volume);
-    let label = source::read_label(&case.label, volume.geometry(), series.as_ref(), &cohort.label)?;
+    let source::Label { volume: label, notices: of_label } =
+        source::read_label(&case.label, volume.geometry(), series.as_ref(), &cohort.label)?;
+    notices.extend(of_label);
     let lesion = label.data().iter().filter(|v| **v > 0).count();
     if lesion == 0 {
         notices.push("the label holds no lesion".into());
     }
     let Some(brain_mask) = &case.brain_mask else {
-        if cohort.preprocess.brain_mask_command.is_none() {
-            notices.push(NO_MASK.into());
+        match &cohort.preprocess.brain_mask_command {
+            None => notices.push(NO_MASK.into()),
+            Some(command) => {
+                if let Some(program) = command.missing() {
+                    return Err(preprocess::Error::NoProgram(program.to_owned()));
+                }
+            }
         }
-        let whole = volume.data().map(|v| u8::from(*v > 0.0));
-        normalise(&mut volume.into_parts().1, &whole, cohort.preprocess.background)?;
-        return Ok(Sound { digest, notices });
+        if volume.data().iter().all(|v| v == &volume.data()[[0, 0, 0]]) {
+            return Err(preprocess::Error::Uniform(case.image.clone()));
+        }
+        return Ok(Sound { digest: digest(volume)?, notices });
     };
     let brain = source::read_mask("brain mask", brain_mask, volume.geometry())?;
     let outside =
@@ -176,12 +171,15 @@ fn inspect_voxels(cohort: &Cohort, case: &Case) -> Result<Sound, preprocess::Err
             "{outside} of {lesion} lesion voxels lie outside the brain mask; look at the mask"
         ));
     }
-    normalise(&mut volume.into_parts().1, brain.data(), cohort.preprocess.background)?;
-    Ok(Sound { digest, notices })
+    normalise(&mut volume.data().clone(), brain.data(), cohort.preprocess.background)
+        .map_err(|e| e.of(&case.sources()))?;
+    Ok(Sound { digest: digest(volume)?, notices })
 }
 
-/// Of shape and voxels, so that a copy under another name, compression or header is recognised.
-fn digest(volume: &Volume<f32>) -> [u8; 32] {
+/// Of shape and voxels in canonical order, so that a copy under another name, compression, header or
+/// order of axes is recognised.
+fn digest(volume: Volume<f32>) -> Result<[u8; 32], volume::Error> {
+    let volume = canonical(volume)?;
     let mut hash = Sha256::new();
     for n in volume.geometry().shape() {
         hash.update((n as u64).to_le_bytes());
@@ -190,5 +188,5 @@ fn digest(volume: &Volume<f32>) -> [u8; 32] {
         let bytes: Vec<u8> = row.iter().flat_map(|v| v.to_le_bytes()).collect();
         hash.update(&bytes);
     }
-    hash.finalize().into()
+    Ok(hash.finalize().into())
 }

@@ -4,7 +4,7 @@
 //! name = "uker"
 //! label_include = [1, 3]     # label values that are metastasis; default [1]
 //! label_ignore = [2]         # further values that may occur; default none
-//! label_rois = ["GTV1"]      # names of the contours that are metastasis, where a label is an RTSTRUCT
+//! label_rois = ["GTV*"]      # names of contours or segments that are metastasis, in RTSTRUCT or SEG
 //! bias_correction = "n4"     # or "none", for images that were corrected before
 //! grid = "isotropic"         # or "native": the image's own voxels
 //! grid_spacing_mm = 1.0      # of the isotropic grid; default 1 mm,

@@ -360,8 +360,8 @@ fn across_cases(cases: &[(Span, Case)], report: &mut Report) {
     let mut splits: HashMap<&str, (Split, usize)> = HashMap::new();
     for (at, case) in cases {
         let line = report.line(at.start);
-        let first = *ids.entry(case.id.to_ascii_lowercase()).or_insert(line);
-        if first != line {
+        let first = ids.insert(case.id.to_ascii_lowercase(), line);
+        if let Some(first) = first {
             report.add(
                 at,
                 format!("id {:?} is already used in line {first}", case.id),

@@ -1,14 +1,13 @@
 //! The figures of the paper's Table 1 for a cohort.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Case, Cohort, SetAside, Split};
 use crate::lesion::{Connectivity, components};
-use crate::{OnProgress, Progress, source};
+use crate::source::Headers;
+use crate::{OnProgress, over_cases, source};
 
 /// Lesions up to this size count as small (paper, Table 1).
 pub const SMALL_CM3: f64 = 0.1;
@@ -63,19 +62,18 @@ struct Measured<'a> {
 
 /// Measures every label of the cohort.
 pub fn stats(cohort: &Cohort, progress: OnProgress<'_>) -> Stats {
-    let done = AtomicUsize::new(0);
-    let results: Vec<_> = (cohort.cases.par_iter())
-        .map(|case| {
-            let result = measure(cohort, case);
-            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            progress(Progress { done, total: cohort.cases.len(), item: &case.id });
-            result.map_err(|e| SetAside {
+    let results = over_cases(
+        &cohort.cases,
+        |c| &c.id,
+        progress,
+        |case| {
+            measure(cohort, case).map_err(|e| SetAside {
                 id: case.id.clone(),
                 split: case.split,
                 reason: e.to_string(),
             })
-        })
-        .collect();
+        },
+    );
     let (mut measured, mut set_aside) = (Vec::new(), Vec::new());
     for result in results {
         match result {
@@ -92,8 +90,9 @@ pub fn stats(cohort: &Cohort, progress: OnProgress<'_>) -> Stats {
 }
 
 fn measure<'a>(cohort: &Cohort, case: &'a Case) -> Result<Measured<'a>, source::Error> {
-    let (geometry, series) = source::read_geometry(&case.image, case.series.as_deref())?;
-    let label = source::read_label(&case.label, &geometry, series.as_ref(), &cohort.label)?;
+    let Headers { geometry, series, .. } =
+        source::read_geometry(&case.image, case.series.as_deref())?;
+    let label = source::read_label(&case.label, &geometry, series.as_ref(), &cohort.label)?.volume;
     let cm3 = geometry.voxel_mm3() / 1000.0;
     let lesions = components(label.data(), Connectivity::TwentySix);
     let (in_plane_mm, through_plane_mm) = planes(geometry.spacing_mm());

@@ -170,6 +170,18 @@ fn settings_that_cannot_be_are_refused_in_their_line() {
 }
 
 #[test]
+fn ids_are_unique_even_on_one_line() {
+    let case = |id: &str| {
+        format!(
+            "{{ id = \"{id}\", patient = \"p\", image = \"i\", label = \"l\", split = \"train\" }}"
+        )
+    };
+    let text = format!("name = \"uker\"\ncase = [{}, {}]", case("a"), case("A"));
+    let problems = Cohort::parse(&text, Path::new("")).unwrap_err();
+    assert!(problems.len() == 1 && problems[0].message.contains("already used"), "{problems:?}");
+}
+
+#[test]
 fn broken_toml_and_empty_cohorts() {
     for (text, words) in [
         ("name = \"a\nid", "line 1"),
@@ -284,7 +296,7 @@ fn bad_cases_are_set_aside_and_the_rest_goes_on() {
         ("c4", "not a finite number"),
         ("c5", "same value"),
         ("c6", "the value 9 in 1 voxels"),
-        ("c7", "brain mask is empty"),
+        ("c7", "7-brain.nii.gz is empty; make a new one"),
         ("c8", "label"),
         ("c9", "same voxels as case c0 of the train split"),
     ];
@@ -293,6 +305,27 @@ fn bad_cases_are_set_aside_and_the_rest_goes_on() {
         assert!(aside.id == id && aside.reason.contains(words), "{aside:?}");
     }
     assert_eq!(report.usable_cohort(&cohort).cases.len(), 2);
+}
+
+/// The same scan as DICOM and as NIfTI with other axes: the ordinary way into two splits.
+#[test]
+fn a_copy_in_another_format_and_order_is_a_duplicate() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cohort = on_disk(dir.path(), 2);
+    let volume = nifti::read_image(&cohort.cases[0].image).unwrap().volume;
+    let series = dir.path().join("series");
+    crate::dicom::scan::write_series(&series, "p", &volume).unwrap();
+    cohort.cases[1] = Case {
+        image: series,
+        label: cohort.cases[0].label.clone(),
+        brain_mask: cohort.cases[0].brain_mask.clone(),
+        split: Split::Test,
+        ..cohort.cases[1].clone()
+    };
+    let report = check(&cohort, &|_| {});
+    assert_eq!(report.usable, ["c0"]);
+    let reason = &report.set_aside[0].reason;
+    assert!(reason.contains("case c0 of the train split") && reason.contains("judged"), "{reason}");
 }
 
 #[test]

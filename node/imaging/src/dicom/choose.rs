@@ -26,7 +26,6 @@ const OTHER_WORDS: &[&str] = &[
     "t2",
     "t2w",
     "pd",
-    "flair",
     "swi",
     "dwi",
     "adc",
@@ -105,7 +104,12 @@ pub(super) fn says_t1_contrast(said: &Said) -> bool {
     let given = !agent.is_empty() && !denied || said.agent_sequence;
     let plus = ["+c", "c+", "+gd", "+km", "+ c"].iter().any(|p| names.contains(p));
     let derived = said.image_type.split('\\').any(|t| DERIVED_TYPES.contains(&t.trim()));
-    t1 && !any(OTHER_WORDS) && (given || plus || any(AGENT_WORDS)) && !any(BEFORE_WORDS) && !derived
+    let flair = words.contains(&"flair") && !words.iter().any(|w| w.starts_with("t1"));
+    t1 && !flair
+        && !any(OTHER_WORDS)
+        && (given || plus || any(AGENT_WORDS))
+        && !any(BEFORE_WORDS)
+        && !derived
 }
 
 fn is_mr(image: &Image) -> bool {

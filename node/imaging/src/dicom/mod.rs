@@ -32,7 +32,7 @@ pub mod scan;
 pub mod segmentation;
 mod series;
 mod stack;
-mod walk;
+pub(crate) mod walk;
 
 #[cfg(test)]
 mod tests;
@@ -253,13 +253,13 @@ pub fn read_series(folder: &Path, choice: &SeriesChoice) -> Result<(Series, Volu
     let (images, stack) = arranged(folder, choice)?;
     let data = pixels::decode(&images, &stack)?;
     let volume = Volume::on_grid_of(&stack.geometry, data);
-    Ok((described(folder, &images, stack)?, volume))
+    Ok((described(folder, &images, stack, choice)?, volume))
 }
 
 /// Reads the grid and the slices of one series from the headers alone.
 pub fn read_series_geometry(folder: &Path, choice: &SeriesChoice) -> Result<Series, Error> {
     let (images, stack) = arranged(folder, choice)?;
-    described(folder, &images, stack)
+    described(folder, &images, stack, choice)
 }
 
 fn headers(folder: &Path) -> Result<Vec<header::Image>, Error> {
@@ -291,12 +291,19 @@ fn described(
     folder: &Path,
     images: &[header::Image],
     stack: stack::Stack,
+    choice: &SeriesChoice,
 ) -> Result<Series, Error> {
     let Some(first) = images.first() else {
         let (path, uid) = (folder.to_path_buf(), String::new());
         return Err(Error::Series { path, uid, fault: Fault::Empty });
     };
     let mut notices = stack.notices;
+    if *choice == SeriesChoice::Only && !images.iter().any(|i| i.t1_contrast) {
+        notices.push(
+            "nothing in the headers says T1-weighted with contrast agent; look whether it is the right series"
+                .into(),
+        );
+    }
     if first.frame_of_reference_uid.is_empty() {
         notices.push("the series names no frame of reference".into());
     }

@@ -109,6 +109,22 @@ pub(super) fn numbers<const N: usize>(object: &InMemDicomObject, tag: Tag) -> Op
     values.iter().all(|v| v.is_finite()).then_some(values)
 }
 
+/// Whether a name of a region or segment is the one asked for; `GTV*` asks for all that begin so.
+pub(super) fn named(name: &str, asked: &str) -> bool {
+    let asked = asked.trim();
+    asked.strip_suffix('*').map_or(name == asked, |begin| name.starts_with(begin))
+}
+
+/// Names as a message may list them: the first twenty.
+pub(super) fn listed(names: impl Iterator<Item = String>) -> String {
+    let mut names: Vec<_> = names.map(|name| format!("{:?}", shown(&name))).collect();
+    names.dedup();
+    let more = names.len().saturating_sub(20);
+    names.truncate(20);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    if names.is_empty() { "none at all".to_owned() } else { names.join(", ") + &more }
+}
+
 /// A text from a file as a message may show it: short, on one line.
 pub(super) fn shown(text: &str) -> String {
     let mut clean: String = text.chars().filter(|c| !c.is_control()).take(64).collect();

@@ -8,7 +8,7 @@ use super::{Error, MAX_DEPTH, MAX_FILES};
 /// Every regular file below `root`, sorted; `root` itself where it is a file.
 ///
 /// Links to files are followed, links to folders are not, so that no loop is possible.
-pub(super) fn files(root: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(crate) fn files(root: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |path: &Path| {
         let path = path.to_path_buf();
         move |source| Error::Folder { path, source }

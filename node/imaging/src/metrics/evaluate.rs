@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::Array3;
-use rayon::prelude::*;
 
 use super::{CaseResult, Evaluation, Settings, evaluate_case, pool};
 use crate::lesion::Connectivity;
-use crate::volume::Geometry;
-use crate::{OnProgress, Progress, nifti};
+use crate::volume::{Geometry, Volume};
+use crate::{OnProgress, nifti, over_cases};
 
 /// Why masks cannot be evaluated.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +65,8 @@ pub struct Options {
     pub connectivity: Connectivity,
     /// Tolerance of the surface Dice.
     pub tolerance_mm: f64,
-    /// Label values that are lesion; empty for every value above 0. A prediction that holds only
-    /// 0 and 1 is a plain mask and taken as it is.
+    /// Label values that are lesion; empty for every value above 0. Predictions that all hold only 0 and
+    /// 1 are plain masks and taken as they are.
     pub labels: Vec<u16>,
 }
 
@@ -151,16 +149,12 @@ pub fn evaluate(
         connectivity: options.connectivity,
         tolerance_mm: options.tolerance_mm,
         labels: options.labels.clone(),
-        brain_mask: cases.iter().any(|c| c.brain_mask.is_some()),
+        prediction_labels: if coded(cases, options)? { options.labels.clone() } else { Vec::new() },
+        // Figures inside the brain pool all cases or none.
+        brain_mask: !cases.is_empty() && cases.iter().all(|c| c.brain_mask.is_some()),
     };
-    let done = AtomicUsize::new(0);
-    let mut judged = (cases.par_iter())
-        .map(|case| {
-            let result = judge(case, &settings)?;
-            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-            progress(Progress { done, total: cases.len(), item: &case.id });
-            Ok(result)
-        })
+    let mut judged = over_cases(cases, |case| &case.id, progress, |case| judge(case, &settings))
+        .into_iter()
         .collect::<Result<Vec<_>, Error>>()?;
     judged.sort_by(|a, b| a.0.id.cmp(&b.0.id));
     let (cases, in_brain): (Vec<_>, Vec<_>) = judged.into_iter().unzip();
@@ -176,14 +170,13 @@ fn judge(
     case: &EvaluationCase,
     settings: &Settings,
 ) -> Result<(CaseResult, Option<CaseResult>), Error> {
-    let Masks { geometry, reference, prediction } = read_masks(case, &settings.labels)?;
+    let Masks { geometry, reference, prediction } = read_masks(case, settings)?;
     let spacing = geometry.spacing_mm();
     let result = evaluate_case(&case.id, &reference, &prediction, spacing, settings);
     let Some(path) = &case.brain_mask else {
         return Ok((result, None));
     };
-    let (grid, brain) = nifti::read_mask(path)?.into_parts();
-    same_grid(&geometry, &grid, case, path)?;
+    let brain = stored_as(&geometry, nifti::read_mask(path)?, case, path)?;
     let inside = Array3::from_shape_fn(prediction.dim(), |at| prediction[at] & brain[at]);
     let in_brain = (inside != prediction)
         .then(|| evaluate_case(&case.id, &reference, &inside, spacing, settings));
@@ -201,31 +194,51 @@ pub struct Masks {
     pub prediction: Array3<u8>,
 }
 
-/// Reads both masks of a case by the rule of [`Options::labels`].
+/// Whether the predictions are coded as the reference is: one of them holds a value above 1. It is asked
+/// of all together, so that one rule holds for a whole set.
+fn coded(cases: &[EvaluationCase], options: &Options) -> Result<bool, Error> {
+    if options.labels.is_empty() {
+        return Ok(false);
+    }
+    let above = |case: &EvaluationCase| {
+        Ok::<_, Error>(nifti::read_labels(&case.prediction)?.data().iter().any(|v| *v > 1))
+    };
+    for case in cases {
+        if above(case)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Reads both masks of a case by the rule of the settings. They may be stored in different orders of axes.
 ///
 /// # Errors
 /// A file that cannot be read, and masks on different grids.
-pub fn read_masks(case: &EvaluationCase, labels: &[u16]) -> Result<Masks, Error> {
+pub fn read_masks(case: &EvaluationCase, settings: &Settings) -> Result<Masks, Error> {
     let (geometry, reference) = nifti::read_labels(&case.reference)?.into_parts();
-    let is_lesion = |v: &u16| u8::from(*v > 0 && (labels.is_empty() || labels.contains(v)));
-    let reference = reference.map(is_lesion);
-    let (grid, prediction) = nifti::read_labels(&case.prediction)?.into_parts();
-    same_grid(&geometry, &grid, case, &case.prediction)?;
-    let prediction = if prediction.iter().all(|v| *v <= 1) {
-        prediction.map(|v| u8::from(*v > 0))
-    } else {
-        prediction.map(is_lesion)
+    let by = |labels: &[u16], data: &Array3<u16>| {
+        data.map(|v| u8::from(*v > 0 && (labels.is_empty() || labels.contains(v))))
     };
-    Ok(Masks { geometry, reference, prediction })
+    let prediction = nifti::read_labels(&case.prediction)?;
+    let prediction = stored_as(&geometry, prediction, case, &case.prediction)?;
+    Ok(Masks {
+        reference: by(&settings.labels, &reference),
+        prediction: by(&settings.prediction_labels, &prediction),
+        geometry,
+    })
 }
 
-fn same_grid(
+fn stored_as<T: Clone>(
     geometry: &Geometry,
-    grid: &Geometry,
+    volume: Volume<T>,
     case: &EvaluationCase,
     file: &Path,
-) -> Result<(), Error> {
-    geometry.difference(grid).map_or(Ok(()), |difference| {
-        Err(Error::Grid { file: file.to_path_buf(), reference: case.reference.clone(), difference })
-    })
+) -> Result<Array3<T>, Error> {
+    let volume = volume.stored_as(geometry).map_err(|difference| Error::Grid {
+        file: file.to_path_buf(),
+        reference: case.reference.clone(),
+        difference,
+    })?;
+    Ok(volume.into_parts().1)
 }

@@ -41,7 +41,11 @@ pub struct Settings {
     pub tolerance_mm: f64,
     /// Label values that are lesion; empty for every value above 0.
     pub labels: Vec<u16>,
-    /// Whether brain masks were given, so that `pooled_in_brain` is there too.
+    /// The same for predictions: those of `labels` where any prediction of the set holds a value above 1,
+    /// else empty, since plain masks know no other codes.
+    #[serde(default)]
+    pub prediction_labels: Vec<u16>,
+    /// Whether every case has a brain mask, so that `pooled_in_brain` is there too.
     pub brain_mask: bool,
 }
 
@@ -51,6 +55,7 @@ impl Default for Settings {
             connectivity: Connectivity::default(),
             tolerance_mm: 1.0,
             labels: Vec::new(),
+            prediction_labels: Vec::new(),
             brain_mask: false,
         }
     }

@@ -135,7 +135,7 @@ fn draw_case(
     options: &AlbumOptions,
 ) -> Result<(CasePictures, usize), Error> {
     let path = image_of(&case.id, images)?;
-    let masks = read_masks(case, &evaluation.settings.labels)?;
+    let masks = read_masks(case, &evaluation.settings)?;
     let image = source::read_image(&path, None)?.volume;
     let image = image.stored_as(&masks.geometry).map_err(|difference| {
         let reference = case.reference.clone();

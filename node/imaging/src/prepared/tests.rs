@@ -107,6 +107,34 @@ fn what_a_case_depends_on_is_its_key_and_nothing_else_is() {
     assert_ne!(digest(cohort, &copy), before, "another image under the same name");
 }
 
+/// Archives hand out folders of links; what they lead to is what is read.
+#[test]
+fn linked_dicom_files_are_part_of_the_key() {
+    let Bench { ref dir, ref cohort } = bench();
+    let store = Store::open(&dir.path().join("work")).unwrap();
+    let case = &cohort.cases[0];
+    let volume = nifti::read_image(&case.image).unwrap().volume;
+    let linked = |name: &str, volume: &Volume<f32>| {
+        let (files, links) = (dir.path().join(name), dir.path().join(format!("{name}-links")));
+        crate::dicom::scan::write_series(&files, "p", volume).unwrap();
+        fs::create_dir(&links).unwrap();
+        for entry in fs::read_dir(&files).unwrap() {
+            let path = entry.unwrap().path();
+            std::os::unix::fs::symlink(&path, links.join(path.file_name().unwrap())).unwrap();
+        }
+        one(&store, cohort, &Case { image: links, ..case.clone() })
+    };
+    let first = linked("first", &volume);
+    let other = linked("other", &volume.map(|v| 1000.0 - v.min(1000.0)));
+    assert_ne!(first.digest(), other.digest());
+    assert_ne!(first.image(), other.image());
+    let empty = dir.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let empty = Case { image: empty, ..case.clone() };
+    let refused = store.cases(cohort, &[&empty], |_| ()).unwrap().pop().unwrap().unwrap_err();
+    assert!(refused.to_string().contains("holds no file"), "{refused}");
+}
+
 #[test]
 fn many_cases_come_in_order_and_a_bad_one_alone_is_refused() {
     let bench = bench();

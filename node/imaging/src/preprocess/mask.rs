@@ -2,14 +2,18 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ndarray::Array3;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 
+use super::Sources;
 use crate::volume::Volume;
 use crate::{brain, nifti, source};
 
@@ -37,6 +41,9 @@ impl TryFrom<Vec<String>> for MaskCommand {
     fn try_from(words: Vec<String>) -> Result<Self, String> {
         let names = |what: &str| words.iter().skip(1).any(|w| w.contains(what));
         match words.first() {
+            Some(program) if program.contains('/') && !program.starts_with('/') => Err(format!(
+                "{program:?} is a relative path; write an absolute one, or the name of a program in PATH"
+            )),
             Some(program) if !program.is_empty() && names(INPUT) && names(MASK) => Ok(Self(words)),
             _ => Err(format!(
                 "the command needs a program and arguments with {INPUT} and {MASK}, for example [\"synthstrip\", \"-i\", \"{INPUT}\", \"-m\", \"{MASK}\"]"
@@ -48,6 +55,16 @@ impl TryFrom<Vec<String>> for MaskCommand {
 impl From<MaskCommand> for Vec<String> {
     fn from(command: MaskCommand) -> Self {
         command.0
+    }
+}
+
+impl MaskCommand {
+    /// The program, if it is not to be found.
+    pub(crate) fn missing(&self) -> Option<&str> {
+        let program = self.0.first()?;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
+        (!found).then_some(program)
     }
 }
 
@@ -96,8 +113,16 @@ pub enum Error {
         words: String,
     },
     /// The estimate found no brain.
-    #[error("{0}; give a `brain_mask` for this case, or a `brain_mask_command` for the cohort")]
-    Estimate(#[from] brain::Error),
+    #[error(
+        "the image {}: {source}; give a `brain_mask` for this case, or a `brain_mask_command` for the cohort",
+        path.display()
+    )]
+    Estimate {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: brain::Error,
+    },
 }
 
 /// The mask of an image, from the first of file, program and estimate that there is.
@@ -107,22 +132,29 @@ pub enum Error {
 /// is missing is an error.
 pub(super) fn brain_mask(
     image: &Volume<f32>,
-    file: Option<&Path>,
+    sources: &Sources<'_>,
     command: Option<&MaskCommand>,
 ) -> Result<(Array3<u8>, MaskSource), Error> {
-    if let Some(file) = file {
+    if let Some(file) = sources.brain_mask {
         let mask = source::read_mask("brain mask", file, image.geometry())?;
         return Ok((mask.into_parts().1, MaskSource::File));
     }
     if let Some(command) = command {
         return Ok((run(command, image)?, MaskSource::Command));
     }
-    Ok((brain::estimate(image)?, MaskSource::Estimate))
+    let path = || sources.image.to_path_buf();
+    let mask = brain::estimate(image).map_err(|source| Error::Estimate { path: path(), source })?;
+    Ok((mask, MaskSource::Estimate))
 }
 
 fn run(MaskCommand(words): &MaskCommand, image: &Volume<f32>) -> Result<Array3<u8>, Error> {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let folder = tempfile::Builder::new().prefix("rondo-mask-").tempdir().map_err(Error::Folder)?;
+    // A head has a face: nobody else may look.
+    let folder = tempfile::Builder::new()
+        .prefix("rondo-mask-")
+        .permissions(std::fs::Permissions::from_mode(0o700))
+        .tempdir()
+        .map_err(Error::Folder)?;
     let input = folder.path().join("input.nii.gz");
     let mask = folder.path().join("mask.nii.gz");
     nifti::write(&input, image)?;
@@ -137,6 +169,8 @@ fn run(MaskCommand(words): &MaskCommand, image: &Volume<f32>) -> Result<Array3<u
         .args(arguments)
         .current_dir(folder.path())
         .stdin(Stdio::null())
+        // A group of its own, so that what it starts can be stopped with it.
+        .process_group(0)
         .stdout(said.try_clone().map_err(Error::Folder)?)
         .stderr(said.try_clone().map_err(Error::Folder)?)
         .spawn()
@@ -168,7 +202,9 @@ fn waited(mut child: std::process::Child) -> std::io::Result<Option<ExitStatus>>
             return Ok(Some(status));
         }
         if Instant::now() > end {
-            child.kill()?;
+            if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+                kill_process_group(group, Signal::KILL)?;
+            }
             child.wait()?;
             return Ok(None);
         }
@@ -192,6 +228,8 @@ fn last_words(said: &mut File) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
     use crate::volume::Geometry;
 
     fn image() -> Volume<f32> {
@@ -205,14 +243,19 @@ mod tests {
         MaskCommand::try_from(words.to_vec()).unwrap()
     }
 
+    fn sources() -> Sources<'static> {
+        Sources { image: Path::new("image.nii"), series: None, brain_mask: None }
+    }
+
     fn said(script: &str) -> String {
-        brain_mask(&image(), None, Some(&command(script))).unwrap_err().to_string()
+        brain_mask(&image(), &sources(), Some(&command(script))).unwrap_err().to_string()
     }
 
     #[test]
     fn a_program_of_the_site_makes_the_mask() {
         // $0 is the image, $1 the mask.
-        let (mask, from) = brain_mask(&image(), None, Some(&command("cp \"$0\" \"$1\""))).unwrap();
+        let (mask, from) =
+            brain_mask(&image(), &sources(), Some(&command("cp \"$0\" \"$1\""))).unwrap();
         assert_eq!(from, MaskSource::Command);
         assert_eq!(mask, image().data().map(|v| u8::from(*v > 0.0)));
     }
@@ -225,12 +268,16 @@ mod tests {
         assert!(said("true").contains("left nothing at {mask}"));
         assert!(said("echo nonsense > \"$1\"").contains("no NIfTI"));
         let missing = MaskCommand::try_from(["/no/such", INPUT, MASK].map(str::to_owned).to_vec());
-        let e = brain_mask(&image(), None, Some(&missing.unwrap())).unwrap_err().to_string();
+        let missing = missing.unwrap();
+        assert_eq!((missing.missing(), command("true").missing()), (Some("/no/such"), None));
+        let e = brain_mask(&image(), &sources(), Some(&missing)).unwrap_err().to_string();
         assert!(e.contains("starting /no/such") && e.contains("brain_mask_command"), "{e}");
     }
 
     #[test]
     fn a_command_names_image_and_mask() {
+        let relative = ["tools/bet", INPUT, MASK].map(str::to_owned).to_vec();
+        assert!(MaskCommand::try_from(relative).unwrap_err().contains("relative"));
         for words in [&[][..], &["hd-bet"], &["hd-bet", INPUT], &["", INPUT, MASK]] {
             let words = words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
             assert!(MaskCommand::try_from(words).unwrap_err().contains(MASK));

@@ -12,14 +12,16 @@ mod normalise;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ndarray::Array3;
 use serde::{Deserialize, Serialize};
 
 pub use grid::{Grid, SHAPE, SPACING_MM, restore_mask, restore_probability};
 pub use mask::{Error as MaskError, INPUT, MASK, MaskCommand, MaskSource};
-pub use normalise::{Background, CLIP_PERCENTILES, Normalisation, normalise, percentile};
+pub use normalise::{
+    Background, CLIP_PERCENTILES, Normalisation, Unnormalised, normalise, percentile,
+};
 
 use crate::cohort::LabelRule;
 use crate::dicom::Series;
@@ -37,17 +39,49 @@ pub enum Error {
     #[error(transparent)]
     Mask(#[from] MaskError),
     /// The bias field could not be estimated.
-    #[error(transparent)]
-    Bias(#[from] bias::Error),
+    #[error("correcting the bias field of {}: {source}", path.display())]
+    Bias {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: bias::Error,
+    },
     /// No working grid.
     #[error(transparent)]
     Grid(#[from] volume::Error),
-    /// No voxel of the brain mask is set.
-    #[error("the brain mask is empty; make a new one")]
-    EmptyBrain,
+    /// The program for brain masks is not there.
+    #[error(
+        "the program {0} of `brain_mask_command` is not found; install it, or correct the command"
+    )]
+    NoProgram(String),
+    /// No voxel of the site's brain mask is set.
+    #[error("the brain mask {} is empty; make a new one", .0.display())]
+    EmptyMask(PathBuf),
+    /// No voxel of the brain mask that was made is set.
+    #[error("the brain mask made for {} is empty; give a `brain_mask` for this case", .0.display())]
+    NoBrain(PathBuf),
     /// All brain voxels hold one value.
-    #[error("all brain voxels hold the same value; this is no scan, export the image again")]
-    Constant,
+    #[error(
+        "all brain voxels of {} hold the same value; this is no scan, export the image again",
+        .0.display()
+    )]
+    Constant(PathBuf),
+    /// All voxels hold one value.
+    #[error(
+        "all voxels of {} hold the same value; this is no scan, export the image again", .0.display()
+    )]
+    Uniform(PathBuf),
+}
+
+impl Unnormalised {
+    /// The sentence for an image.
+    pub(crate) fn of(self, sources: &Sources<'_>) -> Error {
+        match (self, sources.brain_mask) {
+            (Self::EmptyBrain, Some(mask)) => Error::EmptyMask(mask.to_path_buf()),
+            (Self::EmptyBrain, None) => Error::NoBrain(sources.image.to_path_buf()),
+            (Self::Constant, _) => Error::Constant(sources.image.to_path_buf()),
+        }
+    }
 }
 
 /// Whether the bias field is removed.
@@ -146,7 +180,8 @@ impl PreparedImage {
     /// An unreadable label, another grid, a value that the rule does not know.
     pub fn read_label(&mut self, path: &Path, rule: &LabelRule) -> Result<Array3<u8>, Error> {
         let label = source::read_label(path, &self.source, self.series.as_ref(), rule)?;
-        let label = canonical(label)?;
+        self.steps.notices.extend(label.notices);
+        let label = canonical(label.volume)?;
         if self.geometry == *label.geometry() {
             return Ok(label.into_parts().1);
         }
@@ -176,7 +211,7 @@ pub fn prepare_image(sources: &Sources<'_>, settings: &Settings) -> Result<Prepa
     let source = volume.geometry().clone();
     // The mask of the site is compared with the image as it lies in its file.
     let (brain, brain_mask) =
-        mask::brain_mask(&volume, sources.brain_mask, settings.brain_mask_command.as_ref())?;
+        mask::brain_mask(&volume, sources, settings.brain_mask_command.as_ref())?;
     if brain_mask == MaskSource::Estimate {
         notices.push(
             "the brain mask is a rough estimate, since the site gave neither a mask nor a program for it; look at it".into(),
@@ -186,12 +221,13 @@ pub fn prepare_image(sources: &Sources<'_>, settings: &Settings) -> Result<Prepa
     let brain = order.apply(Volume::new(source.clone(), brain)?)?;
     let mut volume = order.apply(volume)?;
     if !brain.data().iter().any(|b| *b > 0) {
-        return Err(Error::EmptyBrain);
+        return Err(Unnormalised::EmptyBrain.of(sources));
     }
     let n4_iterations = match settings.bias_correction {
         BiasCorrection::None => None,
         BiasCorrection::N4 => {
-            let correction = bias::n4(&volume, brain.data(), &bias::Settings::for_heads())?;
+            let correction = bias::n4(&volume, brain.data(), &bias::Settings::for_heads())
+                .map_err(|source| Error::Bias { path: sources.image.to_path_buf(), source })?;
             let (grid, mut values) = volume.into_parts();
             correction.apply(&mut values);
             volume = Volume::new(grid, values)?;
@@ -207,7 +243,8 @@ pub fn prepare_image(sources: &Sources<'_>, settings: &Settings) -> Result<Prepa
         notices.extend(cropped("brain", &brain, &geometry));
         (image, inside)
     };
-    let normalisation = normalise(&mut image, &inside, settings.background)?;
+    let normalisation =
+        normalise(&mut image, &inside, settings.background).map_err(|e| e.of(sources))?;
     let steps = Steps { brain_mask, n4_iterations, normalisation, notices };
     Ok(PreparedImage { image, brain: inside, geometry, source, series, steps })
 }

@@ -7,7 +7,16 @@
 use ndarray::{Array3, Zip};
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+/// Why values cannot be brought into units of the brain's spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unnormalised {
+    /// No voxel of the brain mask is set.
+    #[error("the brain mask is empty")]
+    EmptyBrain,
+    /// All brain voxels hold one value.
+    #[error("all brain voxels hold the same value")]
+    Constant,
+}
 
 /// Percentiles of the brain to which voxels are clipped.
 pub const CLIP_PERCENTILES: [f64; 2] = [0.2, 99.8];
@@ -46,11 +55,11 @@ pub fn normalise(
     image: &mut Array3<f32>,
     brain: &Array3<u8>,
     background: Background,
-) -> Result<Normalisation, Error> {
+) -> Result<Normalisation, Unnormalised> {
     let mut inside: Vec<f32> =
         image.iter().zip(brain).filter(|(_, b)| **b > 0).map(|(v, _)| *v).collect();
     if inside.is_empty() {
-        return Err(Error::EmptyBrain);
+        return Err(Unnormalised::EmptyBrain);
     }
     let [low, high] = CLIP_PERCENTILES.map(|p| percentile(&mut inside, p));
     let n = inside.len() as f64;
@@ -58,7 +67,7 @@ pub fn normalise(
     let mean = inside.iter().map(|v| clip(*v)).sum::<f64>() / n;
     let sd = (inside.iter().map(|v| (clip(*v) - mean).powi(2)).sum::<f64>() / n).sqrt();
     if sd <= f64::EPSILON * mean.abs().max(f64::MIN_POSITIVE) {
-        return Err(Error::Constant);
+        return Err(Unnormalised::Constant);
     }
     let outside = match background {
         Background::Zscore => (-mean / sd) as f32,
@@ -126,8 +135,14 @@ mod tests {
     fn no_z_score_without_brain_or_contrast() {
         let mut image = Array3::from_elem((4, 4, 4), 3.0);
         let brain = Array3::ones((4, 4, 4));
-        assert!(matches!(normalise(&mut image, &brain, Background::Zero), Err(Error::Constant)));
+        assert!(matches!(
+            normalise(&mut image, &brain, Background::Zero),
+            Err(Unnormalised::Constant)
+        ));
         let none = Array3::zeros((4, 4, 4));
-        assert!(matches!(normalise(&mut image, &none, Background::Zero), Err(Error::EmptyBrain)));
+        assert!(matches!(
+            normalise(&mut image, &none, Background::Zero),
+            Err(Unnormalised::EmptyBrain)
+        ));
     }
 }

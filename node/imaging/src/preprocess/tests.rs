@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use nalgebra::{Matrix4, Rotation3, Vector4};
 
 use super::*;
-use crate::nifti;
+use crate::{dicom, nifti};
 
 /// A head of 150 mm with a brain of 110 mm whose intensity varies, on an oblique grid of any spacing,
 /// storage order and handedness. World coordinates; lesions are balls of `(centre, radius)` mm.
@@ -91,8 +91,8 @@ fn centroid(data: &Array3<u8>, of: impl Fn(u8) -> bool) -> [f64; 3] {
     sum.map(|s| s / n)
 }
 
-/// The lesion is found on the working grid (by its brightness, as a network would) and comes back onto
-/// the voxels it was painted on.
+/// A lesion is found on the working grid by its brightness alone, as a network would, and comes back onto
+/// the voxels it was painted on; so does its label.
 #[test]
 fn a_painted_lesion_returns_to_the_voxels_of_an_oblique_source() {
     let scans = [
@@ -109,50 +109,47 @@ fn a_painted_lesion_returns_to_the_voxels_of_an_oblique_source() {
         assert_eq!(made.geometry.spacing_mm().map(|s| (s * 1e6).round() / 1e6), [1.0; 3]);
         assert!(AxisOrder::canonical(&made.geometry).is_identity());
         let label = made.read_label(&painted.file("label.nii"), &rule()).unwrap();
-        let back = made.restore(label).unwrap();
-        assert!(back.geometry().matches(&painted.grid), "the source's own grid");
-        for lesion in 1..=3u8 {
-            let wanted = centroid(&painted.label, |v| v == lesion);
-            let near = painted.label.mapv(|v| v == lesion);
-            let mut only = back.data().clone();
-            // Of the restored mask, what lies within the lesion's own box and two voxels around it.
-            let range = |axis: usize| {
-                let hit: Vec<usize> = near
-                    .indexed_iter()
-                    .filter(|(_, v)| **v)
-                    .map(|((i, j, k), _)| [i, j, k][axis])
-                    .collect();
-                (hit.iter().min().unwrap().saturating_sub(2), hit.iter().max().unwrap() + 2)
-            };
-            let boxes = [range(0), range(1), range(2)];
-            only.indexed_iter_mut().for_each(|((i, j, k), v)| {
-                if [i, j, k].iter().zip(boxes).any(|(n, (low, high))| *n < low || *n > high) {
-                    *v = 0;
+        // Halfway between the brain (600, and at most 140 more) and its lesions (300 above it).
+        let n = made.steps.normalisation;
+        let bright = ((755.0 - n.mean) / n.sd) as f32;
+        let mut found = made.brain.clone();
+        found.zip_mut_with(&made.image, |inside, v| *inside &= u8::from(*v > bright));
+        for on_working_grid in [label, found] {
+            let back = made.restore(on_working_grid).unwrap();
+            assert!(back.geometry().matches(&painted.grid), "the source's own grid");
+            for lesion in 1..=3u8 {
+                let wanted = centroid(&painted.label, |v| v == lesion);
+                let near = painted.label.mapv(|v| v == lesion);
+                let mut only = back.data().clone();
+                // Of the restored mask, what lies within the lesion's own box and two voxels around it.
+                let range = |axis: usize| {
+                    let hit: Vec<usize> = near
+                        .indexed_iter()
+                        .filter(|(_, v)| **v)
+                        .map(|((i, j, k), _)| [i, j, k][axis])
+                        .collect();
+                    (hit.iter().min().unwrap().saturating_sub(2), hit.iter().max().unwrap() + 2)
+                };
+                let boxes = [range(0), range(1), range(2)];
+                only.indexed_iter_mut().for_each(|((i, j, k), v)| {
+                    if [i, j, k].iter().zip(boxes).any(|(n, (low, high))| *n < low || *n > high) {
+                        *v = 0;
+                    }
+                });
+                let found = centroid(&only, |v| v > 0);
+                for axis in 0..3 {
+                    assert!(
+                        (wanted[axis] - found[axis]).abs() < 0.5,
+                        "lesion {lesion} of {spacing_mm:?}: {wanted:?} came back as {found:?}"
+                    );
                 }
-            });
-            let found = centroid(&only, |v| v > 0);
-            for axis in 0..3 {
-                assert!(
-                    (wanted[axis] - found[axis]).abs() < 0.5,
-                    "lesion {lesion} of {spacing_mm:?}: {wanted:?} came back as {found:?}"
-                );
+                let both = near.iter().zip(&only).filter(|(a, b)| **a && **b > 0).count();
+                let dice = 2.0 * both as f64
+                    / (near.iter().filter(|a| **a).count()
+                        + only.iter().filter(|b| **b > 0).count()) as f64;
+                assert!(dice > 0.85, "lesion {lesion} of {spacing_mm:?}: Dice {dice}");
             }
-            let both = near.iter().zip(&only).filter(|(a, b)| **a && **b > 0).count();
-            let dice = 2.0 * both as f64
-                / (near.iter().filter(|a| **a).count() + only.iter().filter(|b| **b > 0).count())
-                    as f64;
-            assert!(dice > 0.85, "lesion {lesion} of {spacing_mm:?}: Dice {dice}");
         }
-        // The image was brought along with its label: what the label marks is bright.
-        let label = made.read_label(&painted.file("label.nii"), &rule()).unwrap();
-        let mean = |on: u8| {
-            let brain = made.image.iter().zip(&label).zip(&made.brain);
-            let values: Vec<f32> =
-                brain.filter(|((_, l), b)| **l == on && **b == 1).map(|((v, _), _)| *v).collect();
-            values.iter().sum::<f32>() / values.len() as f32
-        };
-        let (outside, inside) = (mean(0), mean(1));
-        assert!(inside > outside + 1.5, "{inside} against {outside}");
     }
 }
 
@@ -197,10 +194,70 @@ fn what_lies_outside_the_working_grid_is_told() {
 #[test]
 fn masks_and_labels_may_be_stored_in_another_order() {
     let painted = painted([0.1, 0.0, 0.0], [1.0, 1.5, 2.0], [0, 1, 2], [false; 3]);
-    let before = painted.prepared(&Settings::native());
-    let mask = nifti::read_mask(&painted.file("brain.nii")).unwrap();
+    let prepared = || {
+        let mut made = painted.prepared(&Settings::native());
+        let label = made.read_label(&painted.file("label.nii"), &rule()).unwrap();
+        (made.image, made.brain, label)
+    };
+    let before = prepared();
+    assert!(before.2.iter().any(|v| *v > 0));
     let order = AxisOrder { from: [2, 0, 1], reversed: [true, false, true] };
-    nifti::write(&painted.file("brain.nii"), &order.apply(mask).unwrap()).unwrap();
-    let after = painted.prepared(&Settings::native());
-    assert_eq!((before.image, before.brain), (after.image, after.brain));
+    for name in ["brain.nii", "label.nii"] {
+        let turned = order.apply(nifti::read_labels(&painted.file(name)).unwrap()).unwrap();
+        nifti::write(&painted.file(name), &turned).unwrap();
+    }
+    assert_eq!(before, prepared());
+}
+
+/// From a scanner's series to objects for a planning system, through the working grid.
+#[test]
+fn a_dicom_series_gets_its_prediction_back_as_seg_and_rtstruct() {
+    let painted = painted([0.2, -0.15, 0.3], [1.0, 1.0, 4.0], [0, 1, 2], [false; 3]);
+    let image = nifti::read_image(&painted.file("image.nii")).unwrap().volume;
+    let folder = painted.file("series");
+    dicom::scan::write_series(&folder, "p1", &image).unwrap();
+    let mask = painted.file("brain.nii");
+    let sources = Sources { image: &folder, series: None, brain_mask: Some(&mask) };
+    let settings = Settings { bias_correction: BiasCorrection::None, ..Settings::default() };
+    let mut made = prepare_image(&sources, &settings).unwrap();
+    let label = made.read_label(&painted.file("label.nii"), &rule()).unwrap();
+    let prediction = made.restore(label).unwrap();
+    let series = made.series.as_ref().unwrap();
+    let description = dicom::Description {
+        name: "Metastasis".into(),
+        grouping: dicom::Grouping::PerLesion(crate::lesion::Connectivity::default()),
+        algorithm: "test".into(),
+        algorithm_version: "1".into(),
+        date: "20260102".into(),
+        time: "030405".into(),
+    };
+    let (seg, rtstruct) = (painted.file("seg.dcm"), painted.file("rtstruct.dcm"));
+    dicom::segmentation::write(&seg, series, &prediction, &description).unwrap();
+    dicom::rtstruct::write(&rtstruct, series, &prediction, &description).unwrap();
+    // A corrected prediction can be a label again: by the names of its regions.
+    let named = |names: &[&str]| LabelRule {
+        rois: names.iter().map(|n| (*n).to_owned()).collect(),
+        ..LabelRule::default()
+    };
+    for file in [&seg, &rtstruct] {
+        let read = |rule: &LabelRule| {
+            source::read_label(file, &made.source, Some(series), rule).map_err(|e| e.to_string())
+        };
+        let all = read(&named(&["Metastasis*"])).unwrap();
+        assert_eq!((all.volume.data(), all.notices), (prediction.data(), vec![]));
+        let one = read(&named(&["Metastasis 2", "Metastasis 9"])).unwrap();
+        let voxels = |v: &Volume<u8>| v.data().iter().filter(|v| **v > 0).count();
+        assert!(voxels(&one.volume) > 0 && voxels(&one.volume) < voxels(&prediction));
+        assert!(
+            one.notices.len() == 1 && one.notices[0].contains("Metastasis 9"),
+            "{:?}",
+            one.notices
+        );
+        for none in [&["GTV"][..], &[]] {
+            let refused = read(&named(none)).unwrap_err();
+            assert!(refused.contains(&*file.to_string_lossy()), "{refused}");
+        }
+        let nifti = source::read_label(file, &made.source, None, &named(&["Metastasis*"]));
+        assert!(nifti.unwrap_err().to_string().contains("rondo image convert"));
+    }
 }

@@ -12,7 +12,7 @@ use super::super::Series;
 use super::super::composite::from_patient_mm;
 use super::super::contour::{Point, fill};
 use super::super::elements::Wanted;
-use super::super::opened::{items, open, shown, text};
+use super::super::opened::{items, listed, named, open, shown, text};
 use super::{
     CLOSED_PLANAR, CLOSED_PLANAR_XOR, Error, MAX_CONTOURS, MAX_COORDINATE_MM, MAX_FILE_BYTES,
     MAX_POINTS, MAX_ROIS, MAX_STEPS, MAX_TILT_SLICES,
@@ -63,8 +63,8 @@ pub fn read_label(path: &Path, series: &Series, rois: &[String]) -> Result<Volum
     Ok(read(path, series, rois)?.label)
 }
 
-/// Reads the regions of these names (exactly as in the file; at least one) as a label on the grid of
-/// the series, with what was odd.
+/// Reads the regions of these names as a label on the grid of the series, with what was odd. A name is
+/// exactly as in the file, or ends in `*` for all that begin so; at least one must be there.
 ///
 /// Refuses what was drawn on another series or in another frame of reference, contours that are not
 /// parallel to the slices or lie more than half a slice beyond the first or last, open contours, and
@@ -79,13 +79,12 @@ pub fn read(path: &Path, series: &Series, rois: &[String]) -> Result<Reading, Er
     if object.get(tags::ROI_CONTOUR_SEQUENCE).is_none() {
         return Err(Error::NoContours { path: path.into() });
     }
-    let regions = choose(path, &object, rois)?;
+    let (regions, notices) = choose(path, &object, rois)?;
     check_source(path, &object, series, &regions)?;
     let Some(to_index) = from_patient_mm(&series.geometry) else {
         return Err(Error::Grid { path: path.into() });
     };
-    let mut reader =
-        Reader { path, series, to_index, contours: 0, points: 0, steps: 0, notices: Vec::new() };
+    let mut reader = Reader { path, series, to_index, contours: 0, points: 0, steps: 0, notices };
     let mut mask = Array3::zeros(series.geometry.shape());
     for region in &regions {
         reader.region(region, &mut mask)?;
@@ -105,31 +104,24 @@ fn choose<'a>(
     path: &Path,
     object: &'a InMemDicomObject,
     names: &[String],
-) -> Result<Vec<Region<'a>>, Error> {
+) -> Result<(Vec<Region<'a>>, Vec<String>), Error> {
     let described = items(object, tags::STRUCTURE_SET_ROI_SEQUENCE);
     let drawn = items(object, tags::ROI_CONTOUR_SEQUENCE);
     if described.len().max(drawn.len()) > MAX_ROIS {
         let what = "regions of interest";
         return Err(Error::TooMany { path: path.into(), most: MAX_ROIS, what });
     }
-    let there = || {
-        let mut names: Vec<_> =
-            described.iter().map(|r| format!("{:?}", shown(&text(r, tags::ROI_NAME)))).collect();
-        names.dedup();
-        let more = names.len().saturating_sub(20);
-        names.truncate(20);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        if names.is_empty() { "none at all".to_owned() } else { names.join(", ") + &more }
-    };
+    let there = || listed(described.iter().map(|r| text(r, tags::ROI_NAME)));
     if names.is_empty() {
         return Err(Error::NoneChosen { path: path.into(), there: there() });
     }
-    let mut regions = Vec::new();
+    let (mut regions, mut missing): (Vec<Region<'_>>, Vec<String>) = (Vec::new(), Vec::new());
     let mut numbers = HashSet::new();
-    for name in names {
+    for asked in names {
         let mut found = false;
-        for roi in described.iter().filter(|r| text(r, tags::ROI_NAME) == name.trim()) {
+        for roi in described.iter().filter(|r| named(&text(r, tags::ROI_NAME), asked)) {
             found = true;
+            let name = text(roi, tags::ROI_NAME);
             let number = text(roi, tags::ROI_NUMBER);
             if !numbers.insert(number.clone()) {
                 continue;
@@ -138,18 +130,25 @@ fn choose<'a>(
             for contours in drawn.iter().filter(|c| text(c, tags::REFERENCED_ROI_NUMBER) == number)
             {
                 let contours = items(contours, tags::CONTOUR_SEQUENCE);
-                regions.push(Region { name: shown(name), frame: frame.clone(), contours });
+                regions.push(Region { name: shown(&name), frame: frame.clone(), contours });
             }
-            if !regions.iter().any(|r| r.name == shown(name)) {
-                regions.push(Region { name: shown(name), frame, contours: &[] });
+            if !regions.iter().any(|r| r.name == shown(&name)) {
+                regions.push(Region { name: shown(&name), frame, contours: &[] });
             }
         }
         if !found {
-            let (path, name) = (path.into(), shown(name));
-            return Err(Error::UnknownRoi { path, name, there: there() });
+            missing.push(shown(asked));
         }
     }
-    Ok(regions)
+    if numbers.is_empty() {
+        return Err(Error::UnknownRoi {
+            path: path.into(),
+            name: missing.join(", "),
+            there: there(),
+        });
+    }
+    let notices = missing.into_iter().map(|name| format!("no region is named {name:?}")).collect();
+    Ok((regions, notices))
 }
 
 /// Frame of reference of each region, and the series or else the images that the file refers to.

@@ -12,7 +12,7 @@ use super::composite;
 mod read;
 mod write;
 
-pub use read::read;
+pub use read::{Reading, read, read_chosen};
 pub use write::write;
 
 /// Largest file read.

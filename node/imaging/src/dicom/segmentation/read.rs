@@ -1,5 +1,6 @@
 //! A binary segmentation as a label on the grid of its series.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use dicom_core::{Tag, VR};
@@ -11,7 +12,7 @@ use ndarray::Array3;
 use super::super::Series;
 use super::super::composite::{from_patient_mm, to_patient_mm};
 use super::super::elements::Wanted;
-use super::super::opened::{Opened, items, numbers, open, shown, text};
+use super::super::opened::{Opened, items, listed, named, numbers, open, shown, text};
 use super::{Error, MAX_FILE_BYTES, MAX_FRAMES};
 use crate::volume::Volume;
 
@@ -34,6 +35,11 @@ const WANTED: Wanted = Wanted {
         (tags::BITS_ALLOCATED, VR::US),
         (tags::PIXEL_MEASURES_SEQUENCE, VR::SQ),
         (tags::SEGMENTATION_TYPE, VR::CS),
+        (tags::SEGMENT_SEQUENCE, VR::SQ),
+        (tags::SEGMENT_NUMBER, VR::US),
+        (tags::SEGMENT_LABEL, VR::LO),
+        (tags::SEGMENT_IDENTIFICATION_SEQUENCE, VR::SQ),
+        (tags::REFERENCED_SEGMENT_NUMBER, VR::US),
         (tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, VR::SQ),
         (tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, VR::SQ),
     ],
@@ -46,6 +52,58 @@ const WANTED: Wanted = Wanted {
 /// Refuses what lies in another frame of reference or not exactly on slices of the series, and
 /// compressed or other than binary data.
 pub fn read(path: &Path, series: &Series) -> Result<Volume<u8>, Error> {
+    Ok(read_segments(path, series, None)?.label)
+}
+
+/// As [`read`], of the segments with these names only: exactly as in the file, or ending in `*` for all
+/// that begin so. At least one must be there. An only segment needs no name.
+pub fn read_chosen(path: &Path, series: &Series, names: &[String]) -> Result<Reading, Error> {
+    read_segments(path, series, Some(names))
+}
+
+/// A label and what was odd about its file.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    /// 1 inside the segments, 0 outside, on the grid of the series.
+    pub label: Volume<u8>,
+    /// Names asked for that are not there.
+    pub notices: Vec<String>,
+}
+
+/// Numbers of the segments to take, `None` for all of them, and the names that are not there.
+fn chosen(
+    path: &Path,
+    object: &InMemDicomObject,
+    names: &[String],
+) -> Result<(Option<HashSet<String>>, Vec<String>), Error> {
+    let segments = items(object, tags::SEGMENT_SEQUENCE);
+    let label = |segment: &InMemDicomObject| text(segment, tags::SEGMENT_LABEL);
+    let refuse = |what: String| {
+        let there = listed(segments.iter().map(label));
+        Error::Kind { path: path.into(), what: format!("{what}; there are {there}") }
+    };
+    if names.is_empty() {
+        return match segments.len() {
+            1 => Ok((None, Vec::new())),
+            n => Err(refuse(format!("it holds {n} segments; name those that are metastases"))),
+        };
+    }
+    let (mut numbers, mut missing) = (HashSet::new(), Vec::new());
+    for asked in names {
+        let before = numbers.len();
+        let found = segments.iter().filter(|s| named(&label(s), asked));
+        numbers.extend(found.map(|s| text(s, tags::SEGMENT_NUMBER)));
+        if numbers.len() == before {
+            missing.push(format!("no further segment is named {:?}", shown(asked)));
+        }
+    }
+    if numbers.is_empty() {
+        return Err(refuse("it holds no segment of the names asked for".to_owned()));
+    }
+    Ok((Some(numbers), missing))
+}
+
+fn read_segments(path: &Path, series: &Series, names: Option<&[String]>) -> Result<Reading, Error> {
     let opened = open(path, &WANTED, MAX_FILE_BYTES)?;
     let (object, syntax) = (&opened.object, &opened.syntax);
     let kind = |what| Error::Kind { path: path.into(), what };
@@ -83,9 +141,13 @@ pub fn read(path: &Path, series: &Series) -> Result<Volume<u8>, Error> {
             ),
         ));
     }
+    let (numbers, notices) = match names {
+        Some(names) => chosen(path, object, names)?,
+        None => (None, Vec::new()),
+    };
     let mut mask = Array3::zeros(series.geometry.shape());
-    Frames::of(path, &opened, series)?.mark(&mut mask)?;
-    Ok(Volume::on_grid_of(&series.geometry, mask))
+    Frames::of(path, &opened, series)?.mark(&mut mask, numbers.as_ref())?;
+    Ok(Reading { label: Volume::on_grid_of(&series.geometry, mask), notices })
 }
 
 fn other_grid(path: &Path, difference: String) -> Error {
@@ -142,10 +204,24 @@ impl<'a> Frames<'a> {
         Ok(Self { path, series, shared, each, bits })
     }
 
-    fn mark(&self, mask: &mut Array3<u8>) -> Result<(), Error> {
+    /// Marks the frames of the segments with these numbers, or of all.
+    fn mark(&self, mask: &mut Array3<u8>, of: Option<&HashSet<String>>) -> Result<(), Error> {
         let [columns, rows, _] = self.series.geometry.shape();
         for (n, frame) in self.each.iter().enumerate() {
             let k = self.slice(n, frame)?;
+            if let Some(of) = of {
+                let segment = self
+                    .group(frame, tags::SEGMENT_IDENTIFICATION_SEQUENCE)
+                    .map(|group| text(group, tags::REFERENCED_SEGMENT_NUMBER))
+                    .filter(|number| !number.is_empty());
+                let Some(segment) = segment else {
+                    let what = format!("frame {} does not say of which segment it is", n + 1);
+                    return Err(Error::Broken { path: self.path.into(), what });
+                };
+                if !of.contains(&segment) {
+                    continue;
+                }
+            }
             for j in 0..rows {
                 for i in 0..columns {
                     let bit = (n * rows + j) * columns + i;
