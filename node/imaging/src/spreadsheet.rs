@@ -116,7 +116,7 @@ const LESIONS: &[&str] =
     &["case", "lesion", "volume_mm3", "detected", "dice", "surface_dice", "hd95_mm", "hd_mm"];
 
 /// Writes `pooled.csv`, `cases.csv` and `lesions.csv` into a folder, which is made if need be;
-/// files of these names are replaced.
+/// files of these names are replaced. Only this user may read them, since they name cases.
 ///
 /// # Errors
 /// A folder or file that cannot be written.
@@ -132,7 +132,7 @@ pub fn write(folder: &Path, evaluation: &Evaluation) -> Result<(), Error> {
         ("lesions.csv", text("lesions.csv", LESIONS, lesions(evaluation))?),
     ] {
         let path = folder.join(name);
-        durable::write(&path, &text).map_err(fail(&path))?;
+        durable::write_private(&path, &text).map_err(fail(&path))?;
     }
     Ok(())
 }
@@ -218,6 +218,8 @@ fn plain(id: &str) -> Cow<'_, str> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::metrics::{LesionResult, Settings, WholeMask, pool};
 
@@ -268,6 +270,10 @@ mod tests {
         write(&folder, &made).unwrap();
         write(&folder, &made).unwrap();
 
+        for name in ["pooled.csv", "cases.csv", "lesions.csv"] {
+            let mode = fs::metadata(folder.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
         let lesions = read(&folder.join("lesions.csv"));
         assert_eq!(lesions[0], LESIONS);
         assert_eq!(lesions[1], ["a, \"b\"\nc", "1", "12.5", "true", "0.75", "1.0", "1.25", ""]);

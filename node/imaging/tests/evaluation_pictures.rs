@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array3, s};
 use rondo_imaging::lesion::Connectivity;
@@ -85,6 +86,7 @@ fn every_case_that_can_be_is_pictured() {
         (kinds.as_slice(), made.kept["c"].left_out),
         ([Kind::Missed, Kind::FalsePositive].as_slice(), 1)
     );
+    assert_eq!(made.left_out.iter().collect::<Vec<_>>(), [(&"c".to_owned(), &1)]);
     assert!(made.problems["d"].contains("no image d.nii.gz"), "{:?}", made.problems);
     assert!(made.problems["e"].contains("another grid"), "{:?}", made.problems);
     assert_eq!((made.problems.len(), made.not_kept.len()), (2, 0));
@@ -100,6 +102,7 @@ fn every_case_that_can_be_is_pictured() {
 
     let file = dir.path().join("page.html");
     page::write(&file, &evaluation, Some(&made)).unwrap();
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let page = std::fs::read_to_string(&file).unwrap();
     let sheets: Vec<&str> = page.split("data:image/png;base64,").skip(1).collect();
     assert_eq!(sheets.len(), 2);
@@ -131,6 +134,50 @@ fn a_page_without_room_has_the_worst_cases() {
     let page = page::html(&evaluation, Some(&some)).unwrap();
     assert!(page.contains("with most errors only. Without pictures here: b"), "{page}");
     assert!(run(0).kept.is_empty());
+}
+
+/// More cases than are drawn at once, so that the last ones are met when the page is full.
+#[test]
+fn cases_beyond_a_full_page_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let [r, p, i] = ["reference", "prediction", "image"].map(|name| dir.path().join(name));
+    for n in 0..24 {
+        // From 16 on in turns: nothing to picture, a lesion found, the same without its image.
+        let kind = if n < 16 { 1 } else { n % 3 };
+        let cubes: &[[usize; 3]] = if kind == 0 { &[] } else { &[[10, 20, 8]] };
+        let name = format!("c{n:02}.nii.gz");
+        put(&r.join(&name), mask(cubes), 3.0);
+        put(&p.join(&name), mask(if n < 16 { &[] } else { cubes }), 3.0);
+        if kind != 2 {
+            put(&i.join(&name), head(), 3.0);
+        }
+    }
+    let cases = match_folders(&r, &p, None).unwrap();
+    let evaluation = evaluate(&cases, &Options::default(), &|_| ()).unwrap();
+    let names = |kind: usize| (16..24).filter(move |n| n % 3 == kind).map(|n| format!("c{n:02}"));
+    let reached = AtomicUsize::new(0);
+    let run = |folder: Option<PathBuf>, keep_bytes| {
+        reached.store(0, Ordering::Relaxed);
+        let options = AlbumOptions { findings: 12, folder, keep_bytes };
+        let progress = |p: rondo_imaging::Progress<'_>| {
+            reached.fetch_max(p.done, Ordering::Relaxed);
+        };
+        let made = album(&cases, &i, &evaluation, &options, &progress).unwrap();
+        assert_eq!(reached.load(Ordering::Relaxed), 24);
+        made
+    };
+    let folder = dir.path().join("pictures");
+    for folder in [None, Some(folder.clone())] {
+        let made = run(folder, 1);
+        let expected: Vec<_> = (0..16).map(|n| format!("c{n:02}")).chain(names(1)).collect();
+        assert!(made.kept.is_empty() && made.not_kept.iter().eq(&expected), "{:?}", made.not_kept);
+        assert!(made.problems.keys().cloned().eq(names(2)), "{:?}", made.problems);
+    }
+    let picture = std::fs::metadata(folder.join("c00/sheet-1.png")).unwrap();
+    assert_eq!(picture.permissions().mode() & 0o777, 0o600);
+    let made = run(None, usize::MAX);
+    assert!(made.not_kept.is_empty() && made.problems.keys().cloned().eq(names(2)));
+    assert!(names(0).all(|id| !made.kept.contains_key(&id)));
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub(super) fn bins(lesions: &[&LesionResult]) -> Vec<Bin> {
             let within: Vec<&LesionResult> = (lesions.iter().copied())
                 .filter(|l| measurable(l.volume_mm3) && below(l.volume_mm3) == n)
                 .collect();
-            let name = format!("{} – {}", number(from), number(to));
+            let name = format!("{} – {}", label(n), label(n + 1));
             bin(name, [from, to], &within)
         })
         .collect()
@@ -80,12 +80,14 @@ fn bin(name: String, range_mm3: [f64; 2], lesions: &[&LesionResult]) -> Bin {
     }
 }
 
-/// An edge in figures, with narrow spaces between thousands.
-pub(super) fn number(edge: f64) -> String {
-    if edge < 1.0 {
-        return edge.to_string();
+/// The edge of a number in figures, with narrow spaces between thousands.
+pub(super) fn label(n: i32) -> String {
+    // As many decimals as reach its one digit: 3·10⁻¹ is not 0.3 in binary.
+    let decimals = usize::try_from(-n.div_euclid(2)).unwrap_or(0);
+    if decimals > 0 {
+        return format!("{:.decimals$}", edge(n));
     }
-    let digits = format!("{edge:.0}");
+    let digits = format!("{:.0}", edge(n));
     let mut text = String::new();
     for (n, digit) in digits.chars().enumerate() {
         if n > 0 && (digits.len() - n).is_multiple_of(3) {

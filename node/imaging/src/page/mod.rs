@@ -30,6 +30,8 @@ pub const MAX_LESIONS: usize = 2000;
 pub const MAX_CASES: usize = 2000;
 /// Signs of a case id that are shown.
 const MAX_ID_CHARS: usize = 120;
+/// Signs of a reason that are shown.
+const MAX_WHY_CHARS: usize = 2000;
 
 /// Why there is no page.
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +49,15 @@ pub enum Error {
     },
 }
 
-/// Writes the page durably. Without an album it says that no images were given.
+/// Writes the page durably. Without an album it says that no images were given. Only this user may
+/// read it, since it shows patients and names cases.
 ///
 /// # Errors
 /// A file that cannot be written.
 pub fn write(path: &Path, evaluation: &Evaluation, album: Option<&Album>) -> Result<(), Error> {
     let page = html(evaluation, album)?;
     let fail = |source| Error::Write { path: path.to_path_buf(), source };
-    durable::write(path, page.as_bytes()).map_err(fail)
+    durable::write_private(path, page.as_bytes()).map_err(fail)
 }
 
 /// The page as text.
@@ -142,23 +145,39 @@ fn figure(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "–".to_owned(), |v| format!("{v:.digits$}"))
 }
 
-/// A volume with as many decimals as make sense.
+/// A volume in whole mm³ from 100 on, with a decimal below, and with two significant digits below 1.
 fn mm3(volume: f64) -> String {
-    format!("{volume:.*}", usize::from(volume < 100.0))
+    let rounded = format!("{volume:.1e}");
+    match rounded.split_once('e').and_then(|(_, exponent)| exponent.parse::<i32>().ok()) {
+        Some(..-6) => rounded,
+        Some(exponent @ ..0) => {
+            format!("{volume:.*}", usize::try_from(1 - exponent).unwrap_or_default())
+        }
+        _ => format!("{volume:.*}", usize::from(volume < 100.0)),
+    }
 }
 
-/// A text from a file name, without what could disturb or disguise the lines around it.
-fn visible(text: &str) -> String {
+/// A case id from a file name, without what could disturb or disguise the lines around it: control
+/// signs, marks of direction and signs that are not seen. For pages and terminals.
+pub fn visible(id: &str) -> String {
+    shown(id, MAX_ID_CHARS)
+}
+
+/// The same of a text that holds such names, for example why a file could not be read.
+pub fn visible_text(text: &str) -> String {
+    shown(text, MAX_WHY_CHARS)
+}
+
+fn shown(text: &str, most: usize) -> String {
     let disguised = |c: char| {
         c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+            || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+                | '\u{e0000}'..='\u{e007f}')
     };
-    let mut shown: String = text
-        .chars()
-        .take(MAX_ID_CHARS)
-        .map(|c| if disguised(c) { '\u{fffd}' } else { c })
-        .collect();
-    if text.chars().nth(MAX_ID_CHARS).is_some() {
+    let mut shown: String =
+        text.chars().take(most).map(|c| if disguised(c) { '\u{fffd}' } else { c }).collect();
+    if text.chars().nth(most).is_some() {
         shown.push('…');
     }
     shown
@@ -252,7 +271,7 @@ fn album_of(evaluation: &Evaluation, album: &Album) -> Pages {
     Pages {
         cases: kept.collect(),
         not_kept: album.not_kept.iter().map(|id| visible(id)).collect(),
-        problems: album.problems.iter().map(|(id, why)| (visible(id), why.clone())).collect(),
+        problems: album.problems.iter().map(|(id, why)| (visible(id), visible_text(why))).collect(),
     }
 }
 

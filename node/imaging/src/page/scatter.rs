@@ -1,6 +1,6 @@
 //! Size of every lesion against whether it was found, and sensitivity by size, as SVG coordinates.
 
-use super::bins::{self, below, edge, measurable};
+use super::bins::{self, below, measurable};
 use super::{mm3, visible};
 use crate::metrics::{CaseResult, LesionResult};
 
@@ -86,10 +86,8 @@ impl Scatter {
                 }
             })
             .collect();
-        let ticks = (first..=last).map(|decade| Tick {
-            x: at(x_of(10f64.powi(decade))),
-            label: bins::number(edge(2 * decade)),
-        });
+        let ticks = (first..=last)
+            .map(|decade| Tick { x: at(x_of(10f64.powi(decade))), label: bins::label(2 * decade) });
         let lesions: Vec<&LesionResult> = all.iter().map(|(_, _, l)| *l).collect();
         let bins = bins::bins(&lesions);
         let bars = bins.iter().filter(|bin| bin.lesions > 0).map(|bin| {

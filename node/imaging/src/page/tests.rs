@@ -106,14 +106,19 @@ fn figures_and_sheets_are_in_the_page_and_nothing_is_fetched() {
 fn ids_are_escaped_and_cannot_disguise_themselves() {
     let id = "<script>alert(1)</script>\"'&\u{202e}gnp\n";
     let mut album = album(id);
-    album.problems.insert("<b>x</b>".into(), "<i>why</i>".into());
+    album.problems.insert("<b>x</b>".into(), "<i>why</i> \u{202e}".into());
     album.not_kept.insert("<u>y</u>".into());
     let page = html(&evaluation(vec![case(id, vec![lesion(5.0, true)])]), Some(&album)).unwrap();
     for never in ["<script", "<b>x", "<i>why", "<u>y", "\u{202e}"] {
         assert!(!page.contains(never), "{never}");
     }
     assert!(page.contains("&#60;script&#62;alert(1)"));
-    assert!(visible(&"x".repeat(500)).chars().count() == MAX_ID_CHARS + 1);
+    assert_eq!(visible(&"x".repeat(500)).chars().count(), MAX_ID_CHARS + 1);
+    assert_eq!(visible_text(&"x".repeat(5000)).chars().count(), MAX_WHY_CHARS + 1);
+    for sign in "\0\u{1b}\u{7f}\u{9b}\r\u{ad}\u{61c}\u{200f}\u{2066}\u{e0041}".chars() {
+        assert_eq!(visible(&format!("a{sign}b")), "a\u{fffd}b", "{sign:?}");
+    }
+    assert_eq!(visible("Fall-03_ä 頭"), "Fall-03_ä 頭");
 }
 
 #[test]
@@ -155,5 +160,34 @@ fn sizes_fall_into_the_range_that_holds_them() {
         [("3 – 10", 0, 1), ("10 – 30", 1, 2), ("30 – 100", 0, 0), ("100 – 300", 1, 1)]
     );
     assert_eq!(made[2].sensitivity, "–");
-    assert_eq!(bins::number(bins::edge(7)), "3\u{202f}000");
+    assert_eq!(bins::label(7), "3\u{202f}000");
+    let below_one: Vec<String> = (-5..1).map(bins::label).collect();
+    assert_eq!(below_one, ["0.003", "0.01", "0.03", "0.1", "0.3", "1"]);
+    let small = [lesion(0.04, true), lesion(0.5, false)];
+    let made = bins::bins(&small.iter().collect::<Vec<_>>());
+    let names: Vec<_> = made.iter().map(|b| b.name.as_str()).collect();
+    assert_eq!(names, ["0.03 – 0.1", "0.1 – 0.3", "0.3 – 1"]);
+    let page = html(&evaluation(vec![case("c", small.to_vec())]), None).unwrap();
+    assert!(page.contains(">0.3 – 1<") && page.contains("<td>0.040</td>"));
+    assert!(!page.contains("0000000"), "{page}");
+}
+
+#[test]
+fn small_volumes_keep_two_digits() {
+    for (volume, text) in [
+        (0.0, "0.0"),
+        (4.2e-9, "4.2e-9"),
+        (0.000_012_3, "0.000012"),
+        (0.04, "0.040"),
+        (0.5, "0.50"),
+        (0.9949, "0.99"),
+        (0.999, "1.0"),
+        (1.04, "1.0"),
+        (33.04, "33.0"),
+        (99.94, "99.9"),
+        (99.96, "100.0"),
+        (1234.5, "1234"),
+    ] {
+        assert_eq!(mm3(volume), text, "{volume}");
+    }
 }

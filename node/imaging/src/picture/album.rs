@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use super::{CasePictures, Error, Finding, Options, draw};
-use crate::metrics::{Evaluation, EvaluationCase, read_masks};
+use crate::metrics::{CaseResult, Evaluation, EvaluationCase, read_masks};
 use crate::{OnProgress, Progress, durable, source};
 
 /// Cases drawn before the room for sheets is looked at again.
@@ -43,8 +43,10 @@ pub struct CaseSheets {
 pub struct Album {
     /// Sheets that were kept, by case id. A case without any lesion or prediction has none.
     pub kept: BTreeMap<String, CaseSheets>,
-    /// Cases whose sheets would be beyond `keep_bytes`.
+    /// Cases that have something to picture and whose sheets would be beyond `keep_bytes`.
     pub not_kept: BTreeSet<String>,
+    /// Findings beyond the limit, by the cases that were drawn and have any.
+    pub left_out: BTreeMap<String, usize>,
     /// Cases without pictures, and why.
     pub problems: BTreeMap<String, String>,
     /// Pictures written.
@@ -78,26 +80,37 @@ pub fn album(
     options: &AlbumOptions,
     progress: OnProgress<'_>,
 ) -> Result<Album, Error> {
-    let errors: BTreeMap<&str, usize> =
-        evaluation.cases.iter().map(|c| (c.id.as_str(), c.missed + c.false_positives)).collect();
+    let results: BTreeMap<&str, &CaseResult> =
+        evaluation.cases.iter().map(|c| (c.id.as_str(), c)).collect();
+    let errors =
+        |case: &EvaluationCase| results.get(case.id.as_str()).map(|c| c.missed + c.false_positives);
     let mut order: Vec<&EvaluationCase> = cases.iter().collect();
-    order.sort_by_key(|case| {
-        (std::cmp::Reverse(errors.get(case.id.as_str()).copied()), case.id.as_str())
-    });
+    order.sort_by_key(|case| (std::cmp::Reverse(errors(case)), case.id.as_str()));
     let mut album = Album::default();
     let done = AtomicUsize::new(0);
     let mut room = options.keep_bytes;
     let mut full = false;
     for chunk in order.chunks(AT_ONCE) {
+        let step = |case: &EvaluationCase| {
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            progress(Progress { done, total: cases.len(), item: &case.id });
+        };
         if full && options.folder.is_none() {
-            album.not_kept.extend(chunk.iter().map(|case| case.id.clone()));
+            for case in chunk {
+                let nothing = |c: &&CaseResult| c.reference_lesions + c.predicted_components == 0;
+                match image_of(&case.id, images) {
+                    Err(e) => _ = album.problems.insert(case.id.clone(), e.to_string()),
+                    Ok(_) if results.get(case.id.as_str()).is_some_and(nothing) => {}
+                    Ok(_) => _ = album.not_kept.insert(case.id.clone()),
+                }
+                step(case);
+            }
             continue;
         }
         let drawn: Vec<_> = (chunk.par_iter())
             .map(|case| {
                 let drawn = draw_case(case, images, evaluation, options);
-                let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-                progress(Progress { done, total: cases.len(), item: &case.id });
+                step(case);
                 drawn
             })
             .collect();
@@ -111,12 +124,18 @@ pub fn album(
                 }
             };
             album.written += written;
+            if pictures.left_out > 0 {
+                album.left_out.insert(case.id.clone(), pictures.left_out);
+            }
             let bytes: usize = pictures.sheets.iter().map(Vec::len).sum();
+            if bytes == 0 {
+                continue;
+            }
             // Once one did not fit none does, so that the cases shown are the first of the order.
             full |= bytes > room;
             if full {
                 album.not_kept.insert(case.id.clone());
-            } else if bytes > 0 {
+            } else {
                 room -= bytes;
                 let findings = pictures.pictured.iter().map(|p| p.finding).collect();
                 let CasePictures { left_out, sheets, .. } = pictures;
@@ -177,7 +196,8 @@ fn write(folder: &Path, pictures: &CasePictures) -> Result<(), Error> {
     make(folder).map_err(|source| Error::Write { path: folder.to_path_buf(), source })?;
     let put = |name: String, bytes: &[u8]| {
         let path = folder.join(name);
-        durable::write(&path, bytes).map_err(|source| Error::Write { path: path.clone(), source })
+        durable::write_private(&path, bytes)
+            .map_err(|source| Error::Write { path: path.clone(), source })
     };
     for (sheet, n) in pictures.sheets.iter().zip(1..) {
         put(format!("sheet-{n}.png"), sheet)?;

@@ -53,9 +53,10 @@ use crate::volume::Volume;
 use draw::Case;
 use finding::Findings;
 
-/// Lesions and false positives pictured of a case, unless asked otherwise.
+/// Lesions and false positives pictured of a case for a page, which is looked through; unless asked
+/// otherwise.
 pub const DEFAULT_FINDINGS: usize = 12;
-/// No case may have more than these pictured.
+/// No case may have more than these pictured. A folder of pictures has as many, unless asked otherwise.
 pub const MAX_FINDINGS: usize = 100;
 
 /// Why there are no pictures.

@@ -169,7 +169,7 @@ fn every_kind_has_its_colour() {
 }
 
 #[test]
-fn a_scale_bar_of_ten_millimetres_and_letters() {
+fn a_scale_bar_of_ten_millimetres() {
     let geometry = Geometry::with_spacing([50; 3], [2.0; 3]).unwrap();
     let mut image = Array3::from_elem((50, 50, 50), 0f32);
     image[[20, 20, 20]] = 1.0;
@@ -188,6 +188,60 @@ fn a_scale_bar_of_ten_millimetres_and_letters() {
         let white = |x: &u32| picture.get_pixel(*x, 112).0 == [255; 3];
         let line = (7..120).take_while(white).count();
         assert_eq!(line, pixels + 1, "{mm_per_pixel}");
+    }
+}
+
+/// A letter as a reader sees it, drawn here and not taken from the table of glyphs.
+fn drawn(letter: &str) -> [&'static str; 7] {
+    match letter {
+        "R" => ["####.", "#...#", "#...#", "####.", "#.#..", "#..#.", "#...#"],
+        "L" => ["#....", "#....", "#....", "#....", "#....", "#....", "#####"],
+        "A" => [".###.", "#...#", "#...#", "#####", "#...#", "#...#", "#...#"],
+        "P" => ["####.", "#...#", "#...#", "####.", "#....", "#....", "#...."],
+        "S" => [".####", "#....", "#....", ".###.", "....#", "....#", "####."],
+        "I" => [".###.", "..#..", "..#..", "..#..", "..#..", "..#..", ".###."],
+        _ => panic!("{letter} names no side of a patient"),
+    }
+}
+
+#[test]
+fn letters_at_the_edges_name_the_sides_of_the_patient() {
+    let geometry = Geometry::with_spacing([50; 3], [2.0; 3]).unwrap();
+    let mut image = Array3::from_elem((50, 50, 50), 0f32);
+    image[[20, 20, 20]] = 1.0;
+    let image = Volume::new(geometry.clone(), image).unwrap();
+    let none = Array3::zeros((50, 50, 50));
+    let found = Findings::of(&geometry, &none, &none, Connectivity::TwentySix);
+    let case = Case::new(&image, &found).unwrap();
+    for (plane, convention) in [
+        (Plane::Axial, ["R", "L", "A", "P"]),
+        (Plane::Coronal, ["R", "L", "S", "I"]),
+        (Plane::Sagittal, ["A", "P", "S", "I"]),
+    ] {
+        assert_eq!(plane.letters(), convention, "{plane:?}");
+        let [right, down] = plane.directions();
+        let name = |towards: nalgebra::Vector3<f64>| {
+            let axis = towards.iamax();
+            [["R", "L"], ["A", "P"], ["S", "I"]][axis][usize::from(towards[axis] < 0.0)]
+        };
+        assert_eq!(plane.letters(), [-right, right, -down, down].map(name), "{plane:?}");
+
+        let (width, height) = (141, 121);
+        let centre_mm = [49.0, 0.0, 0.0];
+        let view = View { plane, centre_mm, pixels: [width, height], mm_per_pixel: 0.4 };
+        let picture = case.slice(view);
+        let middle = [(width - 5) / 2, (height - 7) / 2];
+        let corners =
+            [[3, middle[1]], [width - 8, middle[1]], [middle[0], 3], [middle[0], height - 10]];
+        for ([x, y], letter) in corners.into_iter().zip(convention) {
+            let seen: Vec<String> = (y..y + 7)
+                .map(|y| {
+                    let white = |x| picture.get_pixel(x, y).0 == [255; 3];
+                    (x..x + 5).map(|x| if white(x) { '#' } else { '.' }).collect()
+                })
+                .collect();
+            assert_eq!(seen, drawn(letter), "{letter} of {plane:?}");
+        }
     }
 }
 
