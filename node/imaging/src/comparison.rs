@@ -3,7 +3,10 @@
 //!
 //! The files are what `rondo evaluate --json` printed, and are not believed: they are read up to
 //! [`MAX_BYTES`], the pooled figures are computed again from the cases and must agree, and all
-//! files must judge the same lesions in the same way.
+//! files must judge the same lesions in the same way. Cases inside the brain are in no file: there
+//! sensitivity, precision, F1, F2 and false positives per case are computed again from the counts.
+
+mod sound;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -12,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::{CaseResult, Evaluation, Pooled, Settings, pool};
+use crate::metrics::{CaseResult, Evaluation, Pooled, Settings};
+use crate::page::visible_text;
 use crate::repeats::{Summary, TTest, student, summary, welch};
 
 /// Bytes of an evaluation file.
@@ -23,8 +27,6 @@ pub const MAX_METHODS: usize = 16;
 pub const MAX_FILES: usize = 1000;
 /// Schema of the files.
 const SCHEMA: &str = "rondo.evaluate/1";
-/// Pooled figures computed again may differ by this share: sums of decimal text.
-const ROUNDING: f64 = 1e-9;
 /// Reference volumes of the same lesion may differ by this share between files.
 const VOLUME_ROUNDING: f64 = 1e-6;
 
@@ -154,7 +156,8 @@ pub struct Comparison {
 
 type Getter = fn(&Pooled) -> Option<f64>;
 
-/// Figures compared, and the largest value each can have.
+/// Figures compared, and the largest value each can have; the first [`FROM_COUNTS`] follow from
+/// counts alone.
 const FIGURES: [(&str, Getter, f64); 8] = [
     ("sensitivity", |p| p.sensitivity, 1.0),
     ("precision", |p| p.precision, 1.0),
@@ -165,6 +168,9 @@ const FIGURES: [(&str, Getter, f64); 8] = [
     ("surface_dice", |p| p.surface_dice, 1.0),
     ("hd95_mm", |p| p.hd95_mm, f64::MAX),
 ];
+
+/// See [`FIGURES`].
+const FROM_COUNTS: usize = 5;
 
 /// Reads all files and compares.
 ///
@@ -195,6 +201,7 @@ pub fn compare(methods: &[Method]) -> Result<Comparison, Error> {
             }
             let evaluation = read(path)?;
             of_method.push(Repeat {
+                path,
                 pooled: evaluation.pooled.clone(),
                 in_brain: evaluation.pooled_in_brain.clone(),
             });
@@ -208,32 +215,46 @@ pub fn compare(methods: &[Method]) -> Result<Comparison, Error> {
     let Some((_, reference)) = first else {
         return Err(Error::Count { methods: 0, files: 0 });
     };
-    let figures_of = |pick: fn(&Repeat) -> Option<&Pooled>| {
+    let figures_of = |pick: for<'a> fn(&'a Repeat<'_>) -> Option<&'a Pooled>| {
         FIGURES
             .iter()
             .map(|(name, get, _)| figure(name, &repeats, |r| pick(r).and_then(get)))
             .collect()
     };
-    let all_in_brain = repeats.iter().flat_map(|(_, r)| r).all(|r| r.in_brain.is_some());
+    let without: Vec<&Path> = (repeats.iter().flat_map(|(_, r)| r))
+        .filter(|r| r.in_brain.is_none())
+        .map(|r| r.path)
+        .collect();
+    let mut notices = notices(&repeats);
+    if let [first, ..] = without[..]
+        && without.len() < files
+    {
+        notices.push(format!(
+            "there is no comparison inside the brain: {} of {files} files have no figures for it, the first is {}; evaluate them with --brain-mask",
+            without.len(),
+            visible_text(&first.display().to_string()),
+        ));
+    }
     Ok(Comparison {
         cases: reference.pooled.cases,
         reference_lesions: reference.pooled.reference_lesions,
         settings: reference.settings,
         figures: figures_of(|r| Some(&r.pooled)),
-        figures_in_brain: all_in_brain.then(|| figures_of(|r| r.in_brain.as_ref())),
-        notices: notices(&repeats),
+        figures_in_brain: without.is_empty().then(|| figures_of(|r| r.in_brain.as_ref())),
+        notices,
     })
 }
 
-struct Repeat {
+struct Repeat<'a> {
+    path: &'a Path,
     pooled: Pooled,
     in_brain: Option<Pooled>,
 }
 
 fn figure(
     name: &'static str,
-    repeats: &[(&str, Vec<Repeat>)],
-    value: impl Fn(&Repeat) -> Option<f64>,
+    repeats: &[(&str, Vec<Repeat<'_>>)],
+    value: impl Fn(&Repeat<'_>) -> Option<f64>,
 ) -> Figure {
     let methods: Vec<MethodFigure> = (repeats.iter())
         .map(|(method, repeats)| {
@@ -258,7 +279,7 @@ fn figure(
     Figure { figure: name, methods, tests }
 }
 
-fn notices(repeats: &[(&str, Vec<Repeat>)]) -> Vec<String> {
+fn notices(repeats: &[(&str, Vec<Repeat<'_>>)]) -> Vec<String> {
     let mut notices = Vec::new();
     for (name, of_method) in repeats {
         if of_method.len() < 2 {
@@ -298,70 +319,8 @@ fn read(path: &Path) -> Result<Evaluation, Error> {
         return Err(contradiction(what));
     }
     let evaluation: Evaluation = serde_json::from_slice(&bytes).map_err(no_evaluation)?;
-    sound(&evaluation).map_err(contradiction)?;
+    sound::check(&evaluation).map_err(contradiction)?;
     Ok(evaluation)
-}
-
-/// What a file says about itself must be true.
-fn sound(evaluation: &Evaluation) -> Result<(), String> {
-    for case in &evaluation.cases {
-        let detected = case.lesions.iter().filter(|l| l.detected).count();
-        let counts = case.lesions.len() == case.reference_lesions
-            && case.detected == detected
-            && case.missed == case.reference_lesions - detected
-            && case.false_positives <= case.predicted_components;
-        if !counts {
-            return Err(format!("the counts of case {:?} do not follow from its lesions", case.id));
-        }
-        let sizes = case.lesions.iter().all(|l| l.volume_mm3 > 0.0 && l.volume_mm3.is_finite());
-        let undetected = (case.lesions.iter().filter(|l| !l.detected))
-            .all(|l| l.dice.is_none() && l.surface_dice.is_none() && l.hd95_mm.is_none());
-        if !sizes || !undetected {
-            return Err(format!("case {:?} has a lesion that cannot be", case.id));
-        }
-    }
-    let again = pool(&evaluation.cases);
-    agree(&evaluation.pooled, &again)
-        .map_err(|figure| format!("its pooled {figure} does not follow from its cases"))?;
-    if let Some(inside) = &evaluation.pooled_in_brain {
-        if (inside.cases, inside.reference_lesions) != (again.cases, again.reference_lesions) {
-            return Err("its figures inside the brain are about other cases".to_owned());
-        }
-        // Removing predictions finds no lesion more. Of false positives there may be more: a
-        // component that is cut apart can be several.
-        if inside.detected > again.detected {
-            return Err("more lesions were found inside the brain than in all".to_owned());
-        }
-        range(inside)?;
-    }
-    range(&evaluation.pooled)
-}
-
-fn range(pooled: &Pooled) -> Result<(), String> {
-    for (name, get, most) in FIGURES {
-        if get(pooled).is_some_and(|v| !(0.0..=most).contains(&v)) {
-            return Err(format!("{name} is out of its range"));
-        }
-    }
-    Ok(())
-}
-
-fn agree(a: &Pooled, b: &Pooled) -> Result<(), &'static str> {
-    let counts = |p: &Pooled| (p.cases, p.reference_lesions, p.detected, p.false_positives);
-    if counts(a) != counts(b) {
-        return Err("count");
-    }
-    for (name, get, _) in FIGURES {
-        let same = match (get(a), get(b)) {
-            (None, None) => true,
-            (Some(x), Some(y)) => (x - y).abs() <= ROUNDING * x.abs().max(y.abs()).max(1.0),
-            _ => false,
-        };
-        if !same {
-            return Err(name);
-        }
-    }
-    Ok(())
 }
 
 fn same_test(first: &Path, a: &Evaluation, second: &Path, b: &Evaluation) -> Result<(), Error> {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::metrics::{LesionResult, WholeMask};
+use crate::metrics::{LesionResult, WholeMask, pool};
 
 /// Ten lesions of which `found` were found, with this Dice.
 fn document(found: usize, dice: f64) -> Value {
@@ -129,11 +129,77 @@ fn files_are_not_believed() {
     refused(&huge, "number out of range");
     let odd = document(5, 7.0).to_string();
     refused(&odd, "dice is out of its range");
-    let inside = changed(|v| {
-        v["pooled_in_brain"] = v["pooled"].clone();
-        v["pooled_in_brain"]["detected"] = json!(6);
-    });
-    refused(&inside, "inside the brain");
+    refused(
+        &changed(|v| {
+            v["cases"][0]["predicted_components"] = json!(u64::MAX);
+            v["cases"][0]["false_positives"] = json!(u64::MAX);
+        }),
+        "the counts of case",
+    );
+}
+
+#[test]
+fn figures_inside_the_brain_are_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    let good = put(path, "good.json", &document(5, 0.7).to_string());
+    let with = |name: &str, value: Value| {
+        let mut document = document(5, 0.7);
+        document["pooled_in_brain"] = document["pooled"].clone();
+        document["pooled_in_brain"][name] = value;
+        put(path, "inside.json", &document.to_string())
+    };
+    let methods = |file| [Method { name: "m".into(), files: vec![good.clone(), file] }];
+    let refused = |name: &str, value: Value, why: &str| {
+        let error = compare(&methods(with(name, value))).unwrap_err().to_string();
+        assert!(error.contains(why) && error.contains("inside.json"), "{name}: {error}");
+    };
+    // As they are, they are taken: 5 of 10 found, 2 false positives, 1 case.
+    assert!(compare(&methods(with("detected", json!(5)))).is_ok());
+    refused("detected", json!(6), "more lesions were found inside the brain");
+    refused("detected", json!(4), "its sensitivity inside the brain does not follow");
+    refused("false_positives", json!(1), "its precision inside the brain does not follow");
+    refused("false_positives", json!(u64::MAX), "too many");
+    refused("cases", json!(2), "about other cases");
+    for (name, value) in
+        [("sensitivity", 0.6), ("precision", 0.72), ("fp_per_case", 1.0), ("f1", 0.6), ("f2", 0.6)]
+    {
+        let why = format!("its {name} inside the brain does not follow from its counts");
+        refused(name, json!(value), &why);
+        refused(name, Value::Null, &why);
+    }
+    refused("dice", Value::Null, "its dice inside the brain does not fit the 5 lesions");
+    refused("dice", json!(1.5), "dice is out of its range");
+}
+
+#[test]
+fn a_file_without_figures_inside_the_brain_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut inside = document(5, 0.7);
+    // Outside the brain lay one of the two false positives.
+    inside["pooled_in_brain"] = inside["pooled"].clone();
+    for (name, value) in
+        [("false_positives", 1.0), ("precision", 5.0 / 6.0), ("fp_per_case", 1.0), ("f1", 0.625)]
+    {
+        inside["pooled_in_brain"][name] = json!(value);
+    }
+    inside["pooled_in_brain"]["false_positives"] = json!(1);
+    inside["pooled_in_brain"]["f2"] = json!(5.0 * 5.0 / (5.0 * 5.0 + 4.0 * 5.0 + 1.0));
+    let file = |name: &str, value: &Value| put(dir.path(), name, &value.to_string());
+    let run = |files: Vec<PathBuf>| compare(&[Method { name: "m".into(), files }]).unwrap();
+    let with = [file("a.json", &inside), file("b.json", &inside)];
+    let without = file("without.json", &document(5, 0.7));
+    let said = |made: &Comparison| made.notices.iter().any(|n| n.contains("inside the brain"));
+
+    let made = run(with.to_vec());
+    let precision = &made.figures_in_brain.as_ref().unwrap()[1].methods[0];
+    assert_eq!((precision.summary.mean, said(&made)), (Some(5.0 / 6.0), false));
+    let made = run(vec![with[0].clone(), without.clone(), with[1].clone()]);
+    assert!(made.figures_in_brain.is_none());
+    let notice = made.notices.iter().find(|n| n.contains("inside the brain")).unwrap();
+    assert!(notice.contains("1 of 3 files") && notice.contains("without.json"), "{notice}");
+    let made = run(vec![without]);
+    assert!(made.figures_in_brain.is_none() && !said(&made), "nothing was asked for");
 }
 
 #[test]
