@@ -7,7 +7,7 @@ use rondo_imaging::cohort::Split;
 use rondo_imaging::comparison::Method;
 use rondo_imaging::lesion::Connectivity;
 use rondo_imaging::phantom::{Centre, Format, Slices};
-use rondo_imaging::picture::{DEFAULT_FINDINGS, MAX_FINDINGS};
+use rondo_imaging::picture::MAX_FINDINGS;
 use std::path::PathBuf;
 
 /// Shortest prefix of a digest that names something.
@@ -396,9 +396,9 @@ pub(crate) struct Evaluate {
     #[arg(long, value_name = "DIR", requires = "image")]
     pub(crate) pictures: Option<PathBuf>,
     /// Lesions and false positives pictured of a case, at most 100: in turns missed, false, found,
-    /// the largest first.
-    #[arg(long, default_value_t = DEFAULT_FINDINGS, value_name = "N", value_parser = findings)]
-    pub(crate) pictures_per_case: usize,
+    /// the largest first. Without it 100 with --pictures, and 12 with --html alone.
+    #[arg(long, value_name = "N", value_parser = findings)]
+    pub(crate) pictures_per_case: Option<usize>,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 use super::{figure, table};
 use rondo_imaging::comparison::{Comparison, Figure, MethodFigure};
 use rondo_imaging::metrics::{Evaluation, Pooled};
+use rondo_imaging::page::visible;
 
 /// Heads of the figures in [`pooled_cells`].
 pub(crate) const POOLED_HEAD: [&str; 12] = [
@@ -64,7 +65,7 @@ pub(crate) fn evaluation_text(evaluation: &Evaluation) -> String {
     ];
     let rows = evaluation.cases.iter().map(|c| {
         vec![
-            c.id.clone(),
+            visible(&c.id),
             c.reference_lesions.to_string(),
             c.predicted_components.to_string(),
             c.detected.to_string(),
@@ -120,8 +121,9 @@ pub(crate) fn comparison_text(made: &Comparison) -> String {
 
 fn means(figures: &[Figure]) -> String {
     let methods = figures.first().map(|f| f.methods.as_slice()).unwrap_or_default();
+    let names: Vec<String> = methods.iter().map(|m| visible(&m.method)).collect();
     let head: Vec<&str> =
-        std::iter::once("figure").chain(methods.iter().map(|m| m.method.as_str())).collect();
+        std::iter::once("figure").chain(names.iter().map(String::as_str)).collect();
     let rows = figures.iter().map(|f| {
         let cell = |m: &MethodFigure| {
             let s = &m.summary;
@@ -137,7 +139,7 @@ fn tests(figures: &[Figure]) -> String {
         f.tests.iter().map(|t| {
             vec![
                 f.figure.to_owned(),
-                format!("{} – {}", t.a, t.b),
+                format!("{} – {}", visible(&t.a), visible(&t.b)),
                 probability(t.student.map(|t| t.p)),
                 probability(t.welch.map(|t| t.p)),
             ]
@@ -197,6 +199,18 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("inside the brain"));
+    }
+
+    #[test]
+    fn a_case_id_cannot_steer_the_terminal() {
+        let case = serde_json::json!({"id": "c\u{1b}[2J\u{202e}1\r", "reference_lesions": 0,
+            "predicted_components": 0, "detected": 0, "missed": 0, "false_positives": 0,
+            "whole_mask": {"dice": 1.0, "both_empty": true}, "lesions": []});
+        let cases: Vec<CaseResult> = vec![serde_json::from_value(case).unwrap()];
+        let (settings, pooled) = (Settings::default(), pool(&cases));
+        let text = evaluation_text(&Evaluation { settings, cases, pooled, pooled_in_brain: None });
+        assert!(text.contains("c\u{fffd}[2J\u{fffd}1\u{fffd}"), "{text:?}");
+        assert!(!text.contains(['\u{1b}', '\u{202e}', '\r']), "{text:?}");
     }
 
     #[test]
