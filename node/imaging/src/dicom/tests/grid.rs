@@ -131,7 +131,8 @@ fn oblique_and_sheared_series_lie_where_their_slices_do() {
                 assert!(off < 1e-9, "voxel {i}, {j}, {k} is {off} mm away");
             }
         }
-        assert_eq!(series.notices.len(), usize::from(shift != 0.0), "{:?}", series.notices);
+        let told = series.notices.iter().filter(|n| !n.contains("T1-weighted")).count();
+        assert_eq!(told, usize::from(shift != 0.0), "{:?}", series.notices);
     }
 }
 
