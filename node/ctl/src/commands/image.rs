@@ -39,7 +39,8 @@ struct GridInfo {
 
 impl GridInfo {
     fn of(grid: &Geometry) -> Self {
-        let row = |r: usize| [0, 1, 2, 3].map(|c| grid.affine()[(r, c)]);
+        // Adding zero makes -0 plain.
+        let row = |r: usize| [0, 1, 2, 3].map(|c| grid.affine()[(r, c)] + 0.0);
         Self {
             shape: grid.shape(),
             spacing_mm: grid.spacing_mm(),
