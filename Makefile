@@ -36,8 +36,9 @@ build: libtorch ## The programs rondo, rondo-node and rondo-trainer, in target/d
 test: build provision-test ## Every test
 	@cargo test --locked --workspace --no-fail-fast 2>&1 | awk ' \
 	  { print; fflush() } \
+	  /SKIPPED [^ ]+: / { skipped++ } \
 	  /^test result:/ { suites++; passed += $$4; failed += $$6; ignored += $$8 } \
-	  END { printf "\n%d tests passed, %d failed, %d ignored, in %d programs\n", passed, failed, ignored, suites }'
+	  END { printf "\n%d tests passed, %d failed, %d ignored, in %d programs, %d skipped parts\n", passed, failed, ignored, suites, skipped }'
 
 check: fmt clippy doc deny advisories unused ## Format, lints, documentation, licences, layers, unused dependencies
 

@@ -1,8 +1,10 @@
 //! From folders of masks and images to pictures, a page and CSV files.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
+mod support;
+
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array3, s};
@@ -199,15 +201,7 @@ fn an_id_leads_nowhere_else() {
 /// The heads with 6.5 mm slices: as high as they are in millimetres, and the tumour where it is.
 #[test]
 fn thick_slices_have_the_right_aspect() {
-    let path = |file: &str| -> Option<PathBuf> {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-            .join("../../../shared/data/contrast-tumour")
-            .join(file);
-        if !path.exists() {
-            eprintln!("skipped: {} is not there", path.display());
-        }
-        path.exists().then_some(path)
-    };
+    let path = |file: &str| support::shared(&format!("data/contrast-tumour/{file}"));
     let (Some(image), Some(label)) = (path("brain2_image.nii.gz"), path("brain2_label.nii.gz"))
     else {
         return;

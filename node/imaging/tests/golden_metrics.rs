@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod peer_figures;
+mod support;
 
 use std::io::Read;
 use std::path::Path;
@@ -136,9 +137,7 @@ fn metrics_equal_the_golden_numbers() {
 #[test]
 fn metrics_equal_what_the_public_tool_says_of_many_masks() {
     let seed = 1;
-    if let Some(folder) =
-        peer_figures::made("metrics", &["numpy", "scipy", "surface_distance"], seed)
-    {
+    if let Some(folder) = peer_figures::made("metrics", "numpy, scipy, surface_distance", seed) {
         assert_eq!(compare(folder.path()), 98, "seed {seed}");
     }
 }

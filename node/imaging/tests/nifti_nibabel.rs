@@ -1,6 +1,8 @@
 //! NIfTI files of every kind, written by nibabel and read here, and the other way round. Needs a
 //! Python with nibabel: `$RONDO_TEST_PYTHON`, or else `python3`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
 
 use std::path::Path;
 use std::process::Command;
@@ -12,12 +14,7 @@ use rondo_imaging::volume::{Geometry, Volume};
 use serde_json::Value;
 
 fn python(arguments: &[&str]) -> Option<Vec<u8>> {
-    let python = std::env::var("RONDO_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
-    let has = Command::new(&python).args(["-c", "import nibabel"]).output();
-    if !has.is_ok_and(|o| o.status.success()) {
-        println!("SKIPPED: {python} has no nibabel (pip install nibabel)");
-        return None;
-    }
+    let python = support::python("nibabel")?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nibabel_files.py");
     let out = Command::new(&python).arg("-B").arg(script).args(arguments).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

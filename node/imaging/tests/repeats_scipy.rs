@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod peer_figures;
+mod support;
 
 use rondo_imaging::repeats::{TTest, student, summary, welch};
 use serde::Deserialize;
@@ -28,7 +29,7 @@ fn close(what: &str, ours: f64, theirs: f64, relative: f64) {
 #[test]
 fn repeats_equal_scipy() {
     let seed = 1;
-    let Some(folder) = peer_figures::made("repeats", &["numpy", "scipy"], seed) else {
+    let Some(folder) = peer_figures::made("repeats", "numpy, scipy", seed) else {
         return;
     };
     let cases = std::fs::read(folder.path().join("repeats.json")).unwrap();

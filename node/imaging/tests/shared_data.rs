@@ -2,34 +2,30 @@
 //! project; where they are absent, the tests say so and check nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::path::PathBuf;
+mod support;
+
+use std::path::Path;
 
 use rondo_imaging::lesion::{Connectivity, components};
 use rondo_imaging::nifti;
 use rondo_imaging::phantom::{Anatomy, Centre, SynthOptions, phantom};
 use rondo_imaging::preprocess::{Settings, Sources, prepare_image};
 use rondo_imaging::resample::value_at;
+use serde_json::Value;
 
-fn shared(path: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
-    if !path.exists() {
-        eprintln!("skipped: {} is not there", path.display());
-    }
-    path.exists().then_some(path)
+use support::{golden_imaging, shared};
+
+fn about(golden: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(golden.join("imaging.json")).unwrap()).unwrap()
 }
 
 #[test]
 fn colin27_is_normalised_like_numpy_does_it() {
-    let (Some(head), Some(mask), Some(golden)) = (
-        shared("data/colin27/ch2.nii.gz"),
-        shared("data/colin27/ch2bet.nii.gz"),
-        shared("golden/imaging/imaging.json"),
-    ) else {
+    let (Some(head), Some(mask)) =
+        (shared("data/colin27/ch2.nii.gz"), shared("data/colin27/ch2bet.nii.gz"))
+    else {
         return;
     };
-    let golden: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-    let golden = &golden["normalise"];
     let sources = Sources { image: &head, series: None, brain_mask: Some(&mask) };
     let made = prepare_image(&sources, &Settings::native()).unwrap();
     assert_eq!(made.geometry.shape(), [181, 217, 181]);
@@ -37,7 +33,7 @@ fn colin27_is_normalised_like_numpy_does_it() {
     let n = made.steps.normalisation;
     let most = made.image.iter().copied().fold(f32::MIN, f32::max);
     let corner = made.image[[0, 0, 0]];
-    for (key, ours) in [
+    let figures = [
         ("voxels", n.voxels as f64),
         ("p0.2", n.low),
         ("p99.8", n.high),
@@ -45,21 +41,24 @@ fn colin27_is_normalised_like_numpy_does_it() {
         ("std", n.sd),
         ("background_value_of_zero", f64::from(corner)),
         ("max_after", f64::from(most)),
-    ] {
-        let theirs = golden[key].as_f64().unwrap();
-        assert!((ours / theirs - 1.0).abs() < 1e-6, "{key}: {ours} against {theirs}");
+    ];
+    for folder in golden_imaging() {
+        let golden = about(&folder);
+        for (key, ours) in figures {
+            let theirs = golden["normalise"][key].as_f64().unwrap();
+            assert!((ours / theirs - 1.0).abs() < 1e-6, "{key}: {ours} against {theirs}");
+        }
     }
 }
 
 /// Values between voxels, at points in LPS mm as SimpleITK gives them.
 #[test]
 fn linear_interpolation_equals_simpleitk() {
-    let (Some(json), Some(tensors)) =
-        (shared("golden/imaging/imaging.json"), shared("golden/imaging/imaging.safetensors"))
-    else {
-        return;
-    };
-    let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    golden_imaging().iter().for_each(|folder| interpolated(folder));
+}
+
+fn interpolated(folder: &Path) {
+    let golden = about(folder);
     let file = golden["linear"]["file"].as_str().unwrap();
     let Some(path) = shared(&format!("data/contrast-tumour/{file}")) else { return };
     let image = nifti::read_image(&path).unwrap().volume;
@@ -68,7 +67,7 @@ fn linear_interpolation_equals_simpleitk() {
         let spacing = golden["linear"]["spacing_mm"][n].as_f64().unwrap();
         assert!((image.geometry().spacing_mm()[n] - spacing).abs() < 1e-5);
     }
-    let bytes = std::fs::read(tensors).unwrap();
+    let bytes = std::fs::read(folder.join("imaging.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let numbers = |name: &str| -> Vec<f64> {
         let (numbers, _) = tensors.tensor(name).unwrap().data().as_chunks::<8>();

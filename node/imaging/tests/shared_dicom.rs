@@ -2,20 +2,17 @@
 //! the project; where they are absent, the tests say so and check nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::path::PathBuf;
+mod support;
+
+use std::path::Path;
 
 use nalgebra::Vector4;
 use rondo_imaging::dicom::{self, SeriesChoice};
 use rondo_imaging::nifti;
+use rondo_imaging::volume::Volume;
 use safetensors::SafeTensors;
 
-fn shared(path: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
-    if !path.exists() {
-        eprintln!("skipped: {} is not there", path.display());
-    }
-    path.exists().then_some(path)
-}
+use support::{golden_imaging, shared};
 
 fn numbers(from: &serde_json::Value) -> Vec<f64> {
     from.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
@@ -23,19 +20,21 @@ fn numbers(from: &serde_json::Value) -> Vec<f64> {
 
 #[test]
 fn t1_head_has_the_geometry_and_values_of_simpleitk() {
-    let (Some(folder), Some(golden), Some(tensors)) = (
-        shared("data/t1-head-dicom"),
-        shared("golden/imaging/imaging.json"),
-        shared("golden/imaging/imaging.safetensors"),
-    ) else {
-        return;
-    };
-    let golden: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
-    let golden = &golden["dicom"];
+    let Some(folder) = shared("data/t1-head-dicom") else { return };
     let (series, volume) = dicom::read_series(&folder, &SeriesChoice::Only).unwrap();
+    assert_eq!(volume.geometry(), &series.geometry);
+    assert!(series.notices.is_empty(), "{:?}", series.notices);
+    assert_eq!((series.slices.len(), series.modality.as_str()), (196, "MR"));
+    golden_imaging().iter().for_each(|golden| compare(&volume, golden));
+}
+
+fn compare(volume: &Volume<f32>, golden: &Path) {
+    let bytes = std::fs::read(golden.join("imaging.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let golden: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(golden.join("imaging.json")).unwrap()).unwrap();
+    let golden = &golden["dicom"];
     let geometry = volume.geometry();
-    assert_eq!(geometry, &series.geometry);
     assert_eq!(geometry.shape().map(|n| n as f64).to_vec(), numbers(&golden["size"]));
     for (ours, theirs) in geometry.spacing_mm().iter().zip(numbers(&golden["spacing_mm"])) {
         assert!((ours - theirs).abs() < 1e-6, "{ours} against {theirs}");
@@ -60,8 +59,6 @@ fn t1_head_has_the_geometry_and_values_of_simpleitk() {
         (golden["min"].as_f64().unwrap(), golden["max"].as_f64().unwrap())
     );
 
-    let bytes = std::fs::read(tensors).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let f64s = |name: &str| -> Vec<f64> {
         let tensor = tensors.tensor(name).unwrap();
         tensor.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
@@ -74,8 +71,6 @@ fn t1_head_has_the_geometry_and_values_of_simpleitk() {
         let index = [at.x, at.y, at.z].map(|v| v.round() as usize);
         assert_eq!(f64::from(data[index]), value, "at {index:?}");
     }
-    assert!(series.notices.is_empty(), "{:?}", series.notices);
-    assert_eq!((series.slices.len(), series.modality.as_str()), (196, "MR"));
 }
 
 #[test]

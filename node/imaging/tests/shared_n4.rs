@@ -1,15 +1,18 @@
-//! Bias field and brain mask against those of known tools. The files are not part of the project; where they are
-//! absent, the test says so and checks nothing. `RONDO_GOLDEN_IMAGING` names another folder of the
-//! same layout.
+//! Bias field and brain mask against those of known tools. The files are not part of the project;
+//! where they are absent, the tests say so and check nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::path::PathBuf;
+mod support;
+
+use std::path::Path;
 
 use ndarray::{Array3, Axis};
 use rondo_imaging::bias::{Settings, n4};
 use rondo_imaging::volume::{Geometry, Volume};
 use rondo_imaging::{brain, nifti};
 use safetensors::SafeTensors;
+
+use support::{golden_imaging, shared};
 
 /// Asked for by the specification.
 const LEAST_WITH_SIMPLEITK: f64 = 0.98;
@@ -37,14 +40,10 @@ fn correlation(a: &Array3<f32>, b: &Array3<f32>, mask: &Array3<u8>) -> f64 {
 
 #[test]
 fn the_field_is_that_of_simpleitk() {
-    let folder = std::env::var_os("RONDO_GOLDEN_IMAGING").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden/imaging"),
-        PathBuf::from,
-    );
-    if !folder.exists() {
-        eprintln!("skipped: {} is not there", folder.display());
-        return;
-    }
+    golden_imaging().iter().for_each(|folder| compare(folder));
+}
+
+fn compare(folder: &Path) {
     let bytes = std::fs::read(folder.join("imaging.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let about: serde_json::Value =
@@ -61,23 +60,15 @@ fn the_field_is_that_of_simpleitk() {
     let ours = n4(&image, &mask, &Settings::default()).unwrap();
     let with_theirs = correlation(&ours.log_field, &theirs, &mask);
     let with_truth = correlation(&ours.log_field, &truth, &mask);
-    println!("correlation with SimpleITK {with_theirs:.6}, with the truth {with_truth:.6}");
     assert!(with_theirs >= LEAST_WITH_SIMPLEITK, "{with_theirs}");
     let known = about["n4"]["correlation_simpleitk_with_true_field_in_mask"].as_f64().unwrap();
     assert!(with_truth > known - 0.01, "{with_truth} against {known}");
 }
 
-fn data(path: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(path);
-    if !path.exists() {
-        eprintln!("skipped: {} is not there", path.display());
-    }
-    path.exists().then_some(path)
-}
-
 #[test]
 fn the_brain_of_a_real_head_is_found() {
-    let (Some(head), Some(brain)) = (data("colin27/ch2.nii.gz"), data("colin27/ch2bet.nii.gz"))
+    let (Some(head), Some(brain)) =
+        (shared("data/colin27/ch2.nii.gz"), shared("data/colin27/ch2bet.nii.gz"))
     else {
         return;
     };
@@ -100,8 +91,8 @@ fn the_brain_of_a_real_head_is_found() {
 fn lesions_stay_inside_the_brain() {
     for case in ["brain1", "brain2"] {
         let (Some(image), Some(label)) = (
-            data(&format!("contrast-tumour/{case}_image.nii.gz")),
-            data(&format!("contrast-tumour/{case}_label.nii.gz")),
+            shared(&format!("data/contrast-tumour/{case}_image.nii.gz")),
+            shared(&format!("data/contrast-tumour/{case}_label.nii.gz")),
         ) else {
             return;
         };

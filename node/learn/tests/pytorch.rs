@@ -8,6 +8,9 @@
     clippy::print_stdout
 )]
 
+#[path = "../../imaging/tests/support/mod.rs"]
+mod support;
+
 use ndarray::Array3;
 use rondo::recipe::Architecture;
 use rondo_learn::checkpoint::{Moments, Weights};
@@ -27,9 +30,9 @@ fn python() -> Option<String> {
     if tried.is_ok_and(|output| output.status.success()) {
         return Some(python);
     }
-    println!(
-        "SKIPPED: `{python} -c 'import torch, safetensors'` fails; RONDO_PYTHON may name another"
-    );
+    support::skipped(format!(
+        "{python} cannot import torch, safetensors; RONDO_PYTHON names one that can"
+    ));
     None
 }
 

@@ -1,4 +1,4 @@
-"""Reads what dicom_out.rs wrote with pydicom and highdicom: FOLDER MASK SEG RTSTRUCT OUT.
+"""Reads what python.rs wrote with pydicom and highdicom: FOLDER MASK SEG RTSTRUCT OUT.
 
 MASK is an .npy of uint8 [slice, row, column] in the order of positions along the normal. Writes the
 mask with highdicom as a segmentation of two overlapping segments to OUT. Ends with a line that
