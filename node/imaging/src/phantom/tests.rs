@@ -1,10 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use rand_chacha::ChaCha8Rng;
-use statrs::distribution::{ContinuousCDF, Normal};
 
+use super::centre::ADULT_BRAIN_CM3;
 use super::*;
-use crate::cohort::{check, stats};
+use crate::cohort::{SMALL_CM3, check, stats};
 use crate::lesion::{Connectivity, components};
 use crate::preprocess::{Background, prepare_image};
 
@@ -52,52 +52,77 @@ fn labels_hold_what_was_drawn_and_lie_in_the_brain() {
     }
 }
 
-/// The written labels of adult heads against the paper's Table 1, measured as a site would. The
-/// tolerance follows from the number of metastases and volumes written: what four such figures exceed
-/// by chance once in a thousand times, and half a voxel.
-#[test]
-fn written_labels_fit_the_table_of_the_paper() {
-    let options = SynthOptions {
-        train: 10,
-        validation: 3,
-        test: 3,
-        shape: [112, 134, 112],
-        spacing_mm: [1.5; 3],
-        ..SynthOptions::small(Centre::Stanford)
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let made = synthesise(dir.path(), &options, &|_| {}).unwrap();
-    let table = stats(&Cohort::load(&made.cohort).unwrap(), &|_| {});
-    assert_eq!((table.set_aside.len(), table.total.metastases), (0, made.metastases));
-    assert!(made.left_out + made.limited <= made.metastases / 100, "{made:?}");
-
+/// Sizes in cm³, largest first, that are painted into a patient's head.
+fn sizes_of(options: &SynthOptions, id: &str) -> Vec<f64> {
+    let mut hash = Sha256::new();
+    hash.update(options.seed.to_le_bytes());
+    hash.update(id.as_bytes());
+    let mut rng = ChaCha8Rng::from_seed(hash.finalize().into());
     let profile = options.centre.profile();
-    let z = Normal::standard().inverse_cdf(1.0 - 0.001 / 4.0 / 2.0);
-    let (n, volumes) = (table.total.metastases as f64, table.total.volumes as f64);
-    let half_voxel = 0.5 * 1.5f64.powi(3) / 1000.0;
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let sizes = Sizes::of(&profile);
-    let mut drawn: Vec<f64> = (0..100_000).map(|_| sizes.draw(&mut rng)).collect();
-    drawn.sort_by(f64::total_cmp);
-    let counts: Vec<f64> =
-        (0..20_000).map(|_| draw_count(profile.per_volume, &mut rng) as f64).collect();
-    let sd = |values: &[f64], mean: f64| {
-        (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64).sqrt()
-    };
-    let total = table.total;
-    let off = total.metastases_per_volume.unwrap() - profile.per_volume;
-    assert!(off.abs() < z * sd(&counts, profile.per_volume) / volumes.sqrt(), "{off} per volume");
-    let off = total.mean_cm3.unwrap() - profile.mean_cm3;
-    let error = sd(&drawn, profile.mean_cm3) / n.sqrt();
-    assert!(off.abs() < z * error + half_voxel, "mean off by {off} ± {error}");
-    let off = total.share_up_to_0_1_cm3.unwrap() - profile.share_small;
-    let error = (profile.share_small * (1.0 - profile.share_small) / n).sqrt();
-    assert!(off.abs() < z * error, "share off by {off} ± {error}");
-    let quantile = |share: f64| drawn[(share * drawn.len() as f64) as usize];
-    let (low, high) = (0.5 - z / 2.0 / n.sqrt(), 0.5 + z / 2.0 / n.sqrt());
-    let median = total.median_cm3.unwrap();
-    let range = quantile(low) - half_voxel..quantile(high) + half_voxel;
-    assert!(range.contains(&median), "median {median} is not in {range:?}");
+    let [thin, thick] = profile.through_plane_mm;
+    if thick > thin {
+        let _: f64 = rng.random_range(thin..=thick);
+    }
+    let grid = Geometry::with_spacing(options.shape, options.spacing_mm).unwrap();
+    let mut head = head::synthetic(&grid, &profile, options.skull, &mut rng);
+    enhance::healthy(&mut head, &profile, &mut rng);
+    metastasis::draw_sizes(&profile, head.brain_cm3(), &mut rng).0
+}
+
+/// Labels of adult heads as written, each metastasis against the size drawn for it, and what a site
+/// counts of them. A metastasis is a whole number of voxels, so each may be half a voxel off.
+#[test]
+fn written_labels_have_the_sizes_drawn() {
+    for (centre, patients) in [(Centre::Stanford, 5), (Centre::Uker, 10)] {
+        let options = SynthOptions {
+            train: patients,
+            validation: 0,
+            test: 0,
+            shape: [84, 106, 84],
+            spacing_mm: [2.0; 3],
+            ..SynthOptions::small(centre)
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let made = synthesise(dir.path(), &options, &|_| {}).unwrap();
+        let cohort = Cohort::load(&made.cohort).unwrap();
+        let voxel_cm3 = options.spacing_mm.iter().product::<f64>() / 1000.0;
+        let half = 0.5001 * voxel_cm3;
+        let (mut left_out, mut drawn) = (0, Vec::new());
+        let all: Vec<Vec<f64>> =
+            cohort.cases.par_iter().map(|case| sizes_of(&options, &case.id)).collect();
+        for (case, sizes) in cohort.cases.iter().zip(all) {
+            let label = nifti::read_mask(&case.label).unwrap();
+            let found = components(label.data(), Connectivity::TwentySix);
+            let mut written: Vec<f64> =
+                found.list.iter().map(|l| l.voxels as f64 * voxel_cm3).collect();
+            written.sort_by(f64::total_cmp);
+            for size in sizes {
+                match written.last() {
+                    Some(last) if (last - size).abs() <= half => {
+                        written.pop();
+                        drawn.push(size);
+                    }
+                    _ => left_out += 1,
+                }
+            }
+            assert!(written.is_empty(), "{}: nobody drew {written:?} cm³", case.id);
+        }
+        assert_eq!((drawn.len(), left_out), (made.metastases, made.left_out));
+        assert!(drawn.len() > patients && left_out <= drawn.len() / 100, "{made:?}");
+
+        let table = stats(&cohort, &|_| {});
+        let (total, n) = (table.total, drawn.len() as f64);
+        assert_eq!((table.set_aside.len(), total.metastases), (0, drawn.len()));
+        let mean = drawn.iter().sum::<f64>() / n;
+        assert!((total.mean_cm3.unwrap() - mean).abs() <= half, "{total:?}: mean {mean}");
+        drawn.sort_by(f64::total_cmp);
+        let median = f64::midpoint(drawn[(drawn.len() - 1) / 2], drawn[drawn.len() / 2]);
+        assert!((total.median_cm3.unwrap() - median).abs() <= half, "{total:?}: {median}");
+        let up_to = |cm3: f64| drawn.partition_point(|v| *v <= cm3) as f64 / n;
+        let small = total.share_up_to_0_1_cm3.unwrap();
+        let range = up_to(SMALL_CM3 - half)..=up_to(SMALL_CM3 + half);
+        assert!(range.contains(&small), "{total:?}: share in {range:?}");
+    }
 }
 
 /// No threshold finds metastases: what is as bright as they are is mostly something else.
@@ -239,4 +264,21 @@ fn impossible_orders_are_refused() {
     }
     let flat = SynthOptions { spacing_mm: [1.0, 1.0, 0.0], ..tiny(Centre::Uker) };
     assert!(matches!(synthesise(folder, &flat, &|_| {}), Err(Error::Geometry(_))));
+}
+
+/// The sizes have the mean of the table under the cap of this brain. The grid is the paper's, coarser.
+#[test]
+fn an_adult_brain_has_the_volume_that_the_sizes_reckon_with() {
+    let grid = Geometry::with_spacing([80, 80, 52], [3.0; 3]).unwrap();
+    let profile = Centre::Uker.profile();
+    let patients = 12;
+    let sum: f64 = (0..patients)
+        .into_par_iter()
+        .map(|seed| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            head::synthetic(&grid, &profile, true, &mut rng).brain_cm3()
+        })
+        .sum();
+    let mean = sum / patients as f64;
+    assert!((mean / ADULT_BRAIN_CM3 - 1.0).abs() < 0.03, "{mean} cm³");
 }
