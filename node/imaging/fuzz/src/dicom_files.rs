@@ -6,10 +6,18 @@ pub const EXPLICIT: &str = "1.2.840.10008.1.2.1";
 pub const IMPLICIT: &str = "1.2.840.10008.1.2";
 /// RLE lossless (PS3.5 A.4.2).
 pub const RLE: &str = "1.2.840.10008.1.2.5";
+/// JPEG baseline (PS3.5 A.4.1).
+pub const JPEG: &str = "1.2.840.10008.1.2.4.50";
+/// JPEG lossless, first order (PS3.5 A.4.1).
+pub const JPEG_LOSSLESS: &str = "1.2.840.10008.1.2.4.70";
+/// JPEG 2000 lossless (PS3.5 A.4.4).
+pub const JPEG_2000: &str = "1.2.840.10008.1.2.4.90";
 const MR: &str = "1.2.840.10008.5.1.4.1.1.4";
 const ENHANCED_MR: &str = "1.2.840.10008.5.1.4.1.1.4.1";
 const ROWS: u16 = 8;
 const COLUMNS: u16 = 6;
+/// Rows and columns of the compressed frames among the data of the tests.
+const COMPRESSED: [u16; 2] = [12, 16];
 
 /// Data elements in the order they are put.
 pub struct Elements {
@@ -113,19 +121,19 @@ fn head(elements: &mut Elements, class: &str, instance: &str) {
         .text((0x20, 0x11), "IS", "1");
 }
 
-fn image(elements: &mut Elements, frames: Option<usize>) {
+fn image(elements: &mut Elements, frames: Option<usize>, [rows, columns]: [u16; 2], bits: u16) {
     elements.short((0x28, 2), 1).text((0x28, 4), "CS", "MONOCHROME2");
     if let Some(frames) = frames {
         elements.text((0x28, 8), "IS", &frames.to_string());
     }
-    elements.short((0x28, 0x10), ROWS).short((0x28, 0x11), COLUMNS);
+    elements.short((0x28, 0x10), rows).short((0x28, 0x11), columns);
     if frames.is_none() {
         elements.text((0x28, 0x30), "DS", "0.9\\0.8");
     }
     elements
-        .short((0x28, 0x100), 16)
-        .short((0x28, 0x101), 12)
-        .short((0x28, 0x102), 11)
+        .short((0x28, 0x100), bits.next_multiple_of(8))
+        .short((0x28, 0x101), bits)
+        .short((0x28, 0x102), bits - 1)
         .short((0x28, 0x103), 0)
         .text((0x28, 0x1052), "DS", "-3")
         .text((0x28, 0x1053), "DS", "0.5")
@@ -138,6 +146,32 @@ fn pixels(count: usize) -> Vec<u8> {
 
 /// Slice `n` of a series of single files, 2.5 mm apart, a little oblique.
 pub fn slice(n: usize, syntax: &str) -> Vec<u8> {
+    let data = pixels(usize::from(ROWS * COLUMNS));
+    single(n, syntax, [ROWS, COLUMNS], 12, |elements| {
+        if syntax == RLE {
+            elements.fragments(&[&rle(&data)]);
+        } else {
+            elements.put((0x7fe0, 0x10), "OW", &data);
+        }
+    })
+}
+
+/// As [`slice`], with a compressed frame of 16 columns and 12 rows.
+pub fn compressed(n: usize, syntax: &str, bits: u16, frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    frame.resize(frame.len().next_multiple_of(2), 0);
+    single(n, syntax, COMPRESSED, bits, |elements| {
+        elements.fragments(&[&frame]);
+    })
+}
+
+fn single(
+    n: usize,
+    syntax: &str,
+    size: [u16; 2],
+    bits: u16,
+    pixels: impl FnOnce(&mut Elements),
+) -> Vec<u8> {
     let mut elements = Elements::new(syntax == IMPLICIT);
     let instance = format!("1.2.3.5.{n}");
     head(&mut elements, MR, &instance);
@@ -147,13 +181,8 @@ pub fn slice(n: usize, syntax: &str) -> Vec<u8> {
         .text((0x20, 0x32), "DS", &format!("-10\\{}\\{}", -20.0 - 0.6 * z, 0.8 * z))
         .text((0x20, 0x37), "DS", "1\\0\\0\\0\\0.8\\0.6")
         .text((0x20, 0x52), "UI", "1.2.3.3");
-    image(&mut elements, None);
-    let data = pixels(usize::from(ROWS * COLUMNS));
-    if syntax == RLE {
-        elements.fragments(&[&rle(&data)]);
-    } else {
-        elements.put((0x7fe0, 0x10), "OW", &data);
-    }
+    image(&mut elements, None, size, bits);
+    pixels(&mut elements);
     elements.file(MR, &instance, syntax)
 }
 
@@ -179,7 +208,7 @@ pub fn enhanced(frames: usize) -> Vec<u8> {
     let mut all = Elements::new(false);
     head(&mut all, ENHANCED_MR, "1.2.3.6");
     all.text((0x20, 0x52), "UI", "1.2.3.3");
-    image(&mut all, Some(frames));
+    image(&mut all, Some(frames), [ROWS, COLUMNS], 12);
     let one = |tag, element: Elements| {
         let mut group = Elements::new(false);
         group.sequence(tag, &[element]);

@@ -11,10 +11,23 @@ use rondo_imaging::volume::Volume;
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes the folder in `/dev/shm`, or among temporary files where there is none.
+    /// Makes the folder in `/dev/shm`, or among temporary files where there is none; those of
+    /// processes that are gone are removed.
     pub fn new(target: &str) -> Self {
         let memory = Path::new("/dev/shm");
         let base = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+        // A fuzzer that is stopped or fails leaves its folder behind.
+        for entry in std::fs::read_dir(&base).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let process = (name.to_str())
+                .and_then(|name| name.strip_prefix("rondo-fuzz-"))
+                .and_then(|name| name.rsplit('-').next())
+                .and_then(|id| id.parse::<u32>().ok());
+            let gone = |id: u32| !Path::new("/proc").join(id.to_string()).exists();
+            if Path::new("/proc/self").exists() && process.is_some_and(gone) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
         let folder = base.join(format!("rondo-fuzz-{target}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder in memory can be made");
         Self(folder)

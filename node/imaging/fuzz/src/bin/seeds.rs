@@ -8,7 +8,9 @@ use flate2::write::GzEncoder;
 use rondo_imaging::dicom::composite::{Description, Grouping};
 use rondo_imaging::dicom::{rtstruct, segmentation};
 use rondo_imaging::lesion::Connectivity;
-use rondo_imaging_fuzz::dicom_files::{EXPLICIT, IMPLICIT, RLE, enhanced, slice};
+use rondo_imaging_fuzz::dicom_files::{
+    EXPLICIT, IMPLICIT, JPEG, JPEG_2000, JPEG_LOSSLESS, RLE, compressed, enhanced, slice,
+};
 use rondo_imaging_fuzz::{REGION, Scratch, joined, series};
 
 type Made = Result<(), Box<dyn std::error::Error>>;
@@ -134,10 +136,23 @@ fn cohort(folder: &Path) -> Made {
     Ok(())
 }
 
-/// Series of single files in three transfer syntaxes, one with a slice missing, and an enhanced object.
+/// Series of single files in six transfer syntaxes, one with a slice missing, and an enhanced object.
 fn dicom(folder: &Path) -> Made {
     for (name, syntax) in [("explicit", EXPLICIT), ("implicit", IMPLICIT), ("rle", RLE)] {
         let slices: Vec<_> = [2, 0, 1].map(|n| slice(n, syntax)).to_vec();
+        std::fs::write(folder.join(name), joined(&slices))?;
+    }
+    for (name, syntax, bits, frame) in [
+        ("jpeg", JPEG, 8, &include_bytes!("../../../tests/data/dicom/ramp8.jpg")[..]),
+        (
+            "jpeg-lossless",
+            JPEG_LOSSLESS,
+            12,
+            include_bytes!("../../../tests/data/dicom/ramp12-lossless.jpg"),
+        ),
+        ("jpeg-2000", JPEG_2000, 12, include_bytes!("../../../tests/data/dicom/ramp12.j2k")),
+    ] {
+        let slices: Vec<_> = [0, 1].map(|n| compressed(n, syntax, bits, frame)).to_vec();
         std::fs::write(folder.join(name), joined(&slices))?;
     }
     std::fs::write(folder.join("single"), joined(&[slice(0, EXPLICIT)]))?;
