@@ -87,7 +87,7 @@ fn every_key_of_the_report_in_its_place() {
     assert!((surface_dice.unwrap() - 0.5).abs() < 1e-12);
     *surface_dice = Some(0.5);
     let mut expected = String::from(
-        r#"{"settings":{"connectivity":26,"tolerance_mm":1.0,"labels":[],"brain_mask":false},
+        r#"{"settings":{"connectivity":26,"tolerance_mm":1.0,"labels":[],"prediction_labels":[],"brain_mask":false},
         "cases":[{"id":"0","reference_lesions":2,"predicted_components":2,"detected":1,"missed":1,
         "false_positives":1,"whole_mask":{"dice":0.5,"surface_dice":0.5,"hd95_mm":6.0,"hd_mm":6.0},
         "lesions":[{"volume_mm3":16.0,"detected":true,"dice":1.0,"surface_dice":1.0,"hd95_mm":0.0,"hd_mm":0.0},

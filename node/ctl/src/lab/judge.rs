@@ -236,7 +236,9 @@ split = "train"
         let (cases, missing) = predicted(&cohort, folder.path()).unwrap();
         assert!(cases.is_empty());
         assert_eq!(missing, ["a"]);
-        std::fs::File::create(folder.path().join("a.nii.gz")).unwrap();
+        for file in ["a.nii.gz", "a-label.nii"] {
+            std::fs::File::create(folder.path().join(file)).unwrap();
+        }
         assert_eq!(predicted(&cohort, folder.path()).unwrap().0[0].id, "a");
     }
 }

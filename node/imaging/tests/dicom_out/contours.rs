@@ -165,8 +165,12 @@ fn regions_are_chosen_by_name() {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
         rtstruct::read(&path, &case.series, &names)
     };
-    let why = read(&["GTV 1", "gtv 1"]).unwrap_err().to_string();
-    assert!(why.contains("named \"gtv 1\"; there are \"Skull\", \"GTV 1\""), "{why}");
+    let why = read(&["gtv 1"]).unwrap_err().to_string();
+    assert!(why.contains("named gtv 1; there are \"Skull\", \"GTV 1\""), "{why}");
+    let both = read(&["GTV 1", "gtv 1"]).unwrap();
+    assert!(both.notices[0].contains("no region is named \"gtv 1\""), "{:?}", both.notices);
+    let all = read(&["GTV*"]).unwrap();
+    assert!(all.label == both.label && all.notices.is_empty());
     assert!(read(&[]).unwrap_err().to_string().contains("\"Skull\", \"GTV 1\""));
     assert!(read(&["Skull", "GTV 1"]).unwrap().notices[0].contains("\"Skull\": has no contours"));
 }

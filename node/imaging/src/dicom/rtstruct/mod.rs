@@ -70,12 +70,12 @@ pub enum Error {
         /// Names in the file.
         there: String,
     },
-    /// A name that is not in the file.
-    #[error("reading contours from {}: there is no region of interest named {name:?}; there are {there}", path.display())]
+    /// None of the names is in the file.
+    #[error("reading contours from {}: there is no region of interest named {name}; there are {there}", path.display())]
     UnknownRoi {
         /// The file.
         path: PathBuf,
-        /// The name asked for.
+        /// The names asked for.
         name: String,
         /// Names in the file.
         there: String,
