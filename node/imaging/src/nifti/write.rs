@@ -16,21 +16,16 @@ const PLANES_AT_ONCE: usize = 32;
 /// Voxels of the planes that are turned together, but one plane always.
 const WAITING_VOXELS: usize = 1 << 24;
 
-/// A type the writer stores as it is.
-pub trait Voxel: Copy + Send + Sync {
+/// A type the writer stores as it is; files are little-endian, and so is the machine.
+pub trait Voxel: bytemuck::Pod + Send + Sync {
     /// How the header names it.
     const SCALAR: Scalar;
-    /// Stores the little-endian bytes; `out` has as many as the type.
-    fn put(self, out: &mut [u8]);
 }
 
 macro_rules! voxel {
     ($($t:ty => $s:ident),*) => {$(
         impl Voxel for $t {
             const SCALAR: Scalar = Scalar::$s;
-            fn put(self, out: &mut [u8]) {
-                out.copy_from_slice(&self.to_le_bytes());
-            }
         }
     )*};
 }
@@ -86,29 +81,27 @@ fn stream<T: Voxel, S: Voxel>(
     let geometry = volume.geometry();
     out.write_all(&header::encode(geometry, S::SCALAR))?;
     let [ni, nj, nk] = geometry.shape();
-    let size = S::SCALAR.bytes();
-    let row = ni * size;
     // A volume is in C layout.
     let values = volume.data().as_slice().unwrap_or_default();
     // Rows of one j lie together, those of all planes: each processor then fills its own piece.
     let together = (WAITING_VOXELS / (ni * nj)).clamp(1, PLANES_AT_ONCE).min(nk);
-    let mut rows = vec![0u8; nj * row * together];
+    let mut rows = vec![S::zeroed(); nj * ni * together];
     for first in (0..nk).step_by(together) {
         let count = together.min(nk - first);
-        let rows = &mut rows[..nj * row * count];
-        rows.par_chunks_exact_mut(row * count).enumerate().for_each(|(j, rows)| {
+        let rows = &mut rows[..nj * ni * count];
+        rows.par_chunks_exact_mut(ni * count).enumerate().for_each(|(j, rows)| {
             for (i, of_i) in values.chunks_exact(nj * nk).enumerate() {
                 let at = j * nk + first;
-                let planes = rows.chunks_exact_mut(row);
-                for (value, plane) in of_i[at..at + count].iter().zip(planes) {
-                    stored(*value).put(&mut plane[i * size..(i + 1) * size]);
+                let to = rows[i..].iter_mut().step_by(ni);
+                for (value, to) in of_i[at..at + count].iter().zip(to) {
+                    *to = stored(*value);
                 }
             }
         });
         for n in 0..count {
             for j in 0..nj {
-                let at = (j * count + n) * row;
-                out.write_all(&rows[at..at + row])?;
+                let at = (j * count + n) * ni;
+                out.write_all(bytemuck::cast_slice(&rows[at..at + ni]))?;
             }
         }
     }
