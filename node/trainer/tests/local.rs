@@ -1,8 +1,9 @@
 //! Local work from outside: a recipe, a visit, its model, masks on the grid of their images.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+use rondo_imaging::dicom::{self, SeriesChoice};
 use rondo_imaging::nifti;
-use rondo_imaging::phantom::{Centre, SynthOptions, synthesise};
+use rondo_imaging::phantom::{Centre, Format, Slices, SynthOptions, synthesise};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -73,6 +74,48 @@ fn a_visit_and_its_masks() {
     let map = nifti::read_image(&here.join("masks/probability/usz-0004.nii.gz")).unwrap();
     let above = map.volume.data().map(|p| u8::from(*p > 0.5));
     assert_eq!(&above, mask.data());
+}
+
+/// DICOM in, DICOM out: a visit on series whose slices are not those of the working grid.
+#[test]
+fn a_series_gets_its_prediction_as_seg_and_rtstruct() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let options = SynthOptions {
+        train: 1,
+        validation: 0,
+        test: 1,
+        shape: [40, 44, 36],
+        slices: Slices::Scanner,
+        format: Format::Dicom,
+        ..SynthOptions::small(Centre::Usz)
+    };
+    synthesise(&here.join("cohort"), &options, &|_| {}).unwrap();
+    let recipe = "preset = \"paper\"\nwidths = [2, 3, 4, 6]\nepochs = 1\n";
+    std::fs::write(here.join("recipe.toml"), recipe).unwrap();
+    let train = ["train", "--cohort", "cohort", "--recipe", "recipe.toml", "--out", "visit"];
+    result(&trainer(here, &[&train[..], &["--json", "--device", "cpu"]].concat()));
+
+    let image = here.join("cohort/image/usz-0002");
+    let series = dicom::read_series_geometry(&image, &SeriesChoice::Only).unwrap();
+    let model = ["predict", "--model", "visit/model.safetensors", "--device", "cpu", "--json"];
+    let of_cohort = ["--cohort", "cohort", "--out", "masks", "--dicom", "seg,rtstruct"];
+    let done = result(&trainer(here, &[&model[..], &of_cohort].concat()));
+    assert_eq!((&done["cases"], &done["set_aside"]), (&1.into(), &0.into()));
+    let mask = nifti::read_mask(&here.join("masks/usz-0002.nii.gz")).unwrap();
+    assert!(mask.geometry().matches(&series.geometry));
+    let seg = dicom::segmentation::read(&here.join("masks/usz-0002.seg.dcm"), &series).unwrap();
+    assert_eq!(seg.data(), mask.data());
+    let names = ["Metastasis*".to_owned()];
+    let contours = here.join("masks/usz-0002.rtstruct.dcm");
+    let contours = dicom::rtstruct::read_label(&contours, &series, &names).unwrap();
+    assert_eq!(contours.data(), mask.data());
+
+    let one = ["--image", "cohort/image/usz-0002", "--series", &series.series_uid];
+    let brain = ["--brain-mask", "cohort/brain/usz-0002.nii.gz", "--like", "cohort"];
+    result(&trainer(here, &[&model[..], &one, &brain, &["--out", "one"]].concat()));
+    let same = nifti::read_mask(&here.join("one/usz-0002.nii.gz")).unwrap();
+    assert_eq!(same.data(), mask.data());
 }
 
 #[test]
