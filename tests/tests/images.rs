@@ -1,4 +1,9 @@
 //! The command line on images: a cohort of DICOM series is checked, prepared once, converted and judged.
+#![allow(
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "the tests make their own input"
+)]
 
 use rondo_tests::programs::packaged;
 use serde_json::Value;
