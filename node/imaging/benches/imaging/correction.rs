@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use ndarray::{Array3, s};
+use ndarray::Array3;
 use rondo_imaging::bias::{NonPositive, Settings, n4};
 use rondo_imaging::nifti;
-use rondo_imaging::volume::{Geometry, Volume};
 use serde_json::{Value, json};
 
 use crate::head::Head;
@@ -17,34 +16,18 @@ const PACKAGE: &str = "SimpleITK";
 const BOUND: f64 = 1.0;
 /// Least correlation of the two logarithmic fields inside the mask.
 const LEAST_CORRELATION: f64 = 0.98;
-/// Turns with every voxel: on 1 mm the peer takes minutes for one.
-const WHOLE_REPEATS: usize = 1;
 
-/// Two reports, each with the field on the whole grid: every second voxel of an axis is fitted, as
-/// heads are prepared; and every voxel of a head of half as many, which is the default of both sides.
+/// One report, with the field on the whole grid; every second voxel of an axis is fitted, as heads are
+/// prepared.
 pub(crate) fn run(
     repeats: usize,
-    mut peer: Option<&mut Peer>,
+    peer: Option<&mut Peer>,
     work: &Path,
     head: &Head,
 ) -> Result<Vec<Value>, String> {
     // The peer takes voxels without a logarithm as they are, so ours does too.
-    let heads = Settings { nonpositive: NonPositive::Raw, ..Settings::for_heads() };
-    let small = Head { image: halved(&head.image)?, mask: halved(&head.mask)? };
-    Ok(vec![
-        turns("n4", repeats, peer.as_deref_mut(), work, head, &heads)?,
-        turns("n4-every-voxel", WHOLE_REPEATS, peer, work, &small, &Settings::default())?,
-    ])
-}
-
-/// Every second voxel of an axis.
-fn halved<T: Copy>(volume: &Volume<T>) -> Result<Volume<T>, String> {
-    let data = volume.data().slice(s![..;2, ..;2, ..;2]).as_standard_layout().into_owned();
-    let mut affine = *volume.geometry().affine();
-    (0..3).for_each(|axis| affine.column_mut(axis).scale_mut(2.0));
-    let (i, j, k) = data.dim();
-    let geometry = Geometry::new([i, j, k], affine).map_err(|e| e.to_string())?;
-    Volume::new(geometry, data).map_err(|e| e.to_string())
+    let settings = Settings { nonpositive: NonPositive::Raw, ..Settings::for_heads() };
+    Ok(vec![turns("n4", repeats, peer, work, head, &settings)?])
 }
 
 fn turns(
@@ -89,7 +72,9 @@ fn turns(
             let theirs = nifti::read_image(&field_file).map_err(fail)?.volume;
             let same = correlation(&field.log_field, theirs.data(), mask.data());
             if same.is_nan() || same < LEAST_CORRELATION {
-                return Err(format!("the fields correlate at {same}, below {LEAST_CORRELATION}"));
+                return Err(format!(
+                    "{bench}: the fields correlate at {same}, below {LEAST_CORRELATION}"
+                ));
             }
             report["correlation_of_log_fields"] = json!(same);
         }

@@ -24,7 +24,8 @@ pub(crate) fn made() -> Result<Head, String> {
     let (geometry, mut image) = made.image.into_parts();
     for ((i, j, k), v) in image.indexed_iter_mut() {
         let [x, y, z] = [(i, 0), (j, 1), (k, 2)].map(|(at, a)| at as f32 / SHAPE[a] as f32 - 0.5);
-        *v *= (FIELD * (x + 2.0 * y * z - x * x)).exp();
+        // As a scanner stores it: whole numbers, and a magnitude of noise where nothing else is.
+        *v = (*v * (FIELD * (x + 2.0 * y * z - x * x)).exp()).round().clamp(1.0, 32767.0);
     }
     let image = Volume::new(geometry, image).map_err(|e| e.to_string())?;
     Ok(Head { image, mask: made.brain })
