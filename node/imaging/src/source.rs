@@ -148,7 +148,7 @@ fn choice(series: Option<&str>) -> SeriesChoice {
     series.map_or(SeriesChoice::Only, |uid| SeriesChoice::Uid(uid.to_owned()))
 }
 
-/// Folder of a series: a single DICOM file stands for a folder with nothing else in it.
+/// Whether an image is DICOM: a folder of a series, or one file of several frames.
 fn is_dicom(path: &Path) -> Result<bool, Error> {
     Ok(Kind::of(path)? != Kind::Nifti)
 }
