@@ -27,6 +27,7 @@ pub mod resample;
 pub mod source;
 pub mod spreadsheet;
 pub mod surface;
+mod transposition;
 pub mod volume;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

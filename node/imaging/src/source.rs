@@ -168,18 +168,42 @@ pub fn read_image(path: &Path, series: Option<&str>) -> Result<Image, Error> {
     Ok(Image { volume: image.volume, series: None, notices: image.header.notices })
 }
 
+/// An image that could not be written as NIfTI.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// It is no sound image.
+    #[error(transparent)]
+    Read(#[from] Error),
+    /// The file that was to be written.
+    #[error(transparent)]
+    Write(#[from] nifti::Error),
+}
+
+/// Writes an image as NIfTI, as [`nifti::write_narrow`] does; returns what its headers say.
+///
+/// # Errors
+/// As [`read_image`], and what prevents writing.
+pub fn convert(path: &Path, series: Option<&str>, out: &Path) -> Result<Headers, ConvertError> {
+    if is_dicom(path)? {
+        // Neither file has memory's order of voxels, so they are not brought into it.
+        let (series, planes) = dicom::read_planes(path, &choice(series)).map_err(Error::from)?;
+        nifti::write_planes(out, &series.geometry, &planes)?;
+        return Ok(series.into());
+    }
+    let image = nifti::read_image(path).map_err(Error::from)?;
+    nifti::write_narrow(out, &image.volume)?;
+    Ok(image.header.into())
+}
+
 /// Reads the headers of an image only.
 ///
 /// # Errors
 /// As [`read_image`], as far as headers tell.
 pub fn read_geometry(path: &Path, series: Option<&str>) -> Result<Headers, Error> {
     if is_dicom(path)? {
-        let series = dicom::read_series_geometry(path, &choice(series))?;
-        let notices = series.notices.clone();
-        return Ok(Headers { geometry: series.geometry.clone(), series: Some(series), notices });
+        return Ok(dicom::read_series_geometry(path, &choice(series))?.into());
     }
-    let header = nifti::read_header(path)?;
-    Ok(Headers { geometry: header.geometry, series: None, notices: header.notices })
+    Ok(nifti::read_header(path)?.into())
 }
 
 /// What the headers of an image say.
@@ -191,6 +215,19 @@ pub struct Headers {
     pub series: Option<Series>,
     /// Peculiarities of the files.
     pub notices: Vec<String>,
+}
+
+impl From<Series> for Headers {
+    fn from(series: Series) -> Self {
+        let (geometry, notices) = (series.geometry.clone(), series.notices.clone());
+        Self { geometry, series: Some(series), notices }
+    }
+}
+
+impl From<nifti::Header> for Headers {
+    fn from(header: nifti::Header) -> Self {
+        Self { geometry: header.geometry, series: None, notices: header.notices }
+    }
 }
 
 /// A label on the grid of its image.
@@ -277,4 +314,33 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>, Error> {
         return Err(Error::NoFiles(path.to_path_buf()));
     }
     Ok(files)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use ndarray::Array3;
+
+    use super::*;
+
+    #[test]
+    fn a_converted_series_is_the_file_of_the_series_that_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let grid = Geometry::with_spacing([19, 17, 35], [1.0, 0.5, 2.0]).unwrap();
+        let data = Array3::from_shape_fn((19, 17, 35), |(i, j, k)| (i + 20 * j + 400 * k) as f32);
+        let scan = Volume::new(grid, data).unwrap();
+        dicom::scan::write_series(&path("series"), "p1", &scan).unwrap();
+        let image = read_image(&path("series"), None).unwrap();
+        nifti::write_narrow(&path("read.nii"), &image.volume).unwrap();
+        for (from, to) in [("series", "converted.nii"), ("read.nii", "again.nii")] {
+            let headers = convert(&path(from), None, &path(to)).unwrap();
+            assert_eq!(headers.series.is_some(), from == "series");
+            assert!(fs::read(path(to)).unwrap() == fs::read(path("read.nii")).unwrap());
+        }
+        let absent = convert(&path("absent"), None, &path("a.nii"));
+        assert!(matches!(absent, Err(ConvertError::Read(_))));
+        let unnamed = convert(&path("series"), None, &path("a.img"));
+        assert!(matches!(unnamed, Err(ConvertError::Write(_))));
+    }
 }

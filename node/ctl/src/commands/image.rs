@@ -9,7 +9,7 @@ use rondo_imaging::dicom::{self, Series, rtstruct, segmentation};
 use rondo_imaging::lesion::Connectivity;
 use rondo_imaging::nifti;
 use rondo_imaging::orientation::{AxisOrder, oblique_degrees};
-use rondo_imaging::source::{self, Kind};
+use rondo_imaging::source::{self, ConvertError, Kind};
 use rondo_imaging::volume::{Geometry, Volume};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -176,10 +176,13 @@ fn convert(args: &ImageConvert, output: Output) -> Result<(), Failure> {
     let mut notices = Vec::new();
     let written = match &args.on {
         None => {
-            let image = source::read_image(&args.input, args.series.as_deref()).map_err(bad)?;
-            notices.extend(image.notices);
-            stored(nifti::write_narrow(&args.out, &image.volume))?;
-            GridInfo::of(image.volume.geometry())
+            let converted = source::convert(&args.input, args.series.as_deref(), &args.out);
+            let headers = converted.map_err(|e| match e {
+                ConvertError::Read(e) => bad(e),
+                ConvertError::Write(e) => unwritten(e),
+            })?;
+            notices.extend(headers.notices);
+            GridInfo::of(&headers.geometry)
         }
         Some(on) => {
             let headers = source::read_geometry(on, args.series.as_deref()).map_err(bad)?;
@@ -187,7 +190,7 @@ fn convert(args: &ImageConvert, output: Output) -> Result<(), Failure> {
             let (label, of_label) = label(args, &headers.geometry, series.as_ref())?;
             notices.extend(of_label);
             match (args.kind, &series) {
-                (None, _) => stored(nifti::write(&args.out, &label))?,
+                (None, _) => nifti::write(&args.out, &label).map_err(unwritten)?,
                 (Some(_), None) => {
                     let text = format!(
                         "{} is no DICOM series, so no DICOM object can refer to it; name the folder of the series with --on",
@@ -227,14 +230,12 @@ fn label(
     Ok((label.volume, label.notices))
 }
 
-fn stored(written: Result<(), nifti::Error>) -> Result<(), Failure> {
-    written.map_err(|e| {
-        let exit = match e.cause {
-            nifti::Cause::Name => Exit::Usage,
-            _ => Exit::Storage,
-        };
-        Failure::new(exit, e)
-    })
+fn unwritten(error: nifti::Error) -> Failure {
+    let exit = match error.cause {
+        nifti::Cause::Name => Exit::Usage,
+        _ => Exit::Storage,
+    };
+    Failure::new(exit, error)
 }
 
 fn write_dicom(

@@ -3,9 +3,8 @@
 use std::path::Path;
 
 use rondo_imaging::dicom::scan::write_series;
-use rondo_imaging::dicom::{SeriesChoice, read_series};
-use rondo_imaging::nifti;
 use rondo_imaging::volume::{self, Geometry, Volume};
+use rondo_imaging::{nifti, source};
 use serde_json::{Value, json};
 
 use crate::peer::Peer;
@@ -57,12 +56,10 @@ pub(crate) fn run(
             repeats,
             || {
                 let (took, result) = timed(|| {
-                    let (series, volume) =
-                        read_series(folder, &SeriesChoice::Only).map_err(|e| e.to_string())?;
-                    nifti::write_narrow(&ours, &volume).map_err(|e| e.to_string())?;
-                    Ok::<_, String>(series.slices.len())
+                    let headers = source::convert(folder, None, &ours);
+                    headers.map(|h| h.series.map_or(0, |s| s.slices.len()))
                 });
-                slices = result?;
+                slices = result.map_err(|e| e.to_string())?;
                 Ok(took)
             },
             peer.as_mut().filter(|_| package.is_some()).map(|peer| || Ok(peer.ask(&request)?.0)),

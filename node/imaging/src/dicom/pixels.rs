@@ -15,13 +15,12 @@ use super::elements::{EXPLICIT_VR_BIG_ENDIAN, cut_short, open_at};
 use super::header::{Image, PixelFormat};
 use super::stack::{Plane, Stack};
 use super::{Cause, Error};
+use crate::transposition::{self, EDGE, Lines};
 
 /// Planes decoded before they are turned: memory stores k fastest, files i.
-const PLANES_AT_ONCE: usize = 32;
+const PLANES_AT_ONCE: usize = 2 * EDGE;
 /// Voxels of the planes that wait to be turned (64 MiB), but one plane always.
 const WAITING_VOXELS: usize = 1 << 24;
-/// Columns turned together, a line of the cache.
-const COLUMNS_AT_ONCE: usize = 16;
 /// Fragments of one object: frames of [`crate::nifti::MAX_EDGE`], each in many.
 const MAX_FRAGMENTS: usize = 1 << 16;
 
@@ -32,47 +31,61 @@ enum Storage {
     Compressed(Compression),
 }
 
-/// Voxels of a whole stack, `[i, j, k]`.
-pub(super) fn decode(images: &[Image], stack: &Stack) -> Result<Array3<f32>, Error> {
-    let files = images.par_iter().map(|image| {
-        Contents::of(image).map_err(|cause| Error::File { path: image.path.clone(), cause })
-    });
-    let files = files.collect::<Result<Vec<_>, _>>()?;
-    let [ni, nj, nk] = stack.geometry.shape();
-    let mut data = Array3::<f32>::zeros((ni, nj, nk));
-    let together = (WAITING_VOXELS / (ni * nj)).clamp(1, PLANES_AT_ONCE);
-    for first in (0..nk).step_by(together) {
-        let planes = &stack.planes[first..nk.min(first + together)];
-        let decoded = planes.par_iter().map(|plane| {
-            let image = &images[plane.image];
-            files[plane.image]
-                .frame(image, plane)
-                .map_err(|cause| Error::File { path: image.path.clone(), cause })
-        });
-        let decoded = decoded.collect::<Result<Vec<Vec<f32>>, _>>()?;
-        let flat = data.as_slice_mut().unwrap_or_default();
-        flat.par_chunks_mut(COLUMNS_AT_ONCE * nj * nk).enumerate().for_each(|(n, columns)| {
-            let i = n * COLUMNS_AT_ONCE..ni.min((n + 1) * COLUMNS_AT_ONCE);
-            turn(columns, i, [ni, nj, nk], first, &decoded);
-        });
-    }
-    Ok(data)
+/// The files of a stack, known to hold as many bytes as their headers promise.
+pub(super) struct Pixels<'a> {
+    images: &'a [Image],
+    files: Vec<Contents>,
+    stack: &'a Stack,
 }
 
-/// Puts some columns of some planes into place, a block at a time that fits the first cache: planes
-/// and lines of 256 voxels would otherwise drive each other out of it.
-fn turn(to: &mut [f32], i: Range<usize>, shape: [usize; 3], first: usize, planes: &[Vec<f32>]) {
-    let [ni, nj, nk] = shape;
-    let mut block = [[0f32; PLANES_AT_ONCE]; COLUMNS_AT_ONCE];
-    for j in 0..nj {
-        for (k, plane) in planes.iter().enumerate() {
-            let row = &plane[ni * j + i.start..ni * j + i.end];
-            block.iter_mut().zip(row).for_each(|(line, value)| line[k] = *value);
+impl<'a> Pixels<'a> {
+    pub(super) fn of(images: &'a [Image], stack: &'a Stack) -> Result<Self, Error> {
+        let files = images.par_iter().map(|image| {
+            Contents::of(image).map_err(|cause| Error::File { path: image.path.clone(), cause })
+        });
+        Ok(Self { images, files: files.collect::<Result<Vec<_>, _>>()?, stack })
+    }
+
+    /// Voxels of the whole stack, `[i, j, k]`.
+    pub(super) fn volume(&self) -> Result<Array3<f32>, Error> {
+        let [ni, nj, nk] = self.stack.geometry.shape();
+        let mut data = Array3::<f32>::zeros((ni, nj, nk));
+        let together = (WAITING_VOXELS / (ni * nj)).clamp(1, PLANES_AT_ONCE).min(nk);
+        let mut waiting = vec![0f32; ni * nj * together];
+        for first in (0..nk).step_by(together) {
+            let count = together.min(nk - first);
+            let planes = &mut waiting[..ni * nj * count];
+            self.decode(first, planes)?;
+            let flat = data.as_slice_mut().unwrap_or_default();
+            flat.par_chunks_mut(EDGE * nj * nk).enumerate().for_each(|(n, to)| {
+                let i = n * EDGE;
+                for j in 0..nj {
+                    let from = Lines { apart: ni * nj, first: ni * j + i };
+                    let place = Lines { apart: nj * nk, first: j * nk + first };
+                    transposition::turn(planes, from, to, place, [count, EDGE.min(ni - i)], |v| v);
+                }
+            });
         }
-        for (line, to) in block.iter().zip(to.chunks_exact_mut(nj * nk)) {
-            let at = j * nk + first;
-            to[at..at + planes.len()].copy_from_slice(&line[..planes.len()]);
-        }
+        Ok(data)
+    }
+
+    /// Voxels of the whole stack in the order of files, i fastest.
+    pub(super) fn planes(&self) -> Result<Vec<f32>, Error> {
+        let mut planes = vec![0f32; self.stack.geometry.voxels()];
+        self.decode(0, &mut planes)?;
+        Ok(planes)
+    }
+
+    /// Fills whole planes, from the given one on.
+    fn decode(&self, first: usize, planes: &mut [f32]) -> Result<(), Error> {
+        let [ni, nj, _] = self.stack.geometry.shape();
+        let places = planes.par_chunks_exact_mut(ni * nj);
+        places.zip(&self.stack.planes[first..]).try_for_each(|(to, plane)| {
+            let image = &self.images[plane.image];
+            self.files[plane.image]
+                .frame(image, plane, to)
+                .map_err(|cause| Error::File { path: image.path.clone(), cause })
+        })
     }
 }
 
@@ -128,8 +141,8 @@ impl Contents {
         Ok(contents)
     }
 
-    /// Values of one frame, i fastest.
-    fn frame(&self, image: &Image, plane: &Plane) -> Result<Vec<f32>, Cause> {
+    /// Puts the values of one frame into `to`, i fastest.
+    fn frame(&self, image: &Image, plane: &Plane, to: &mut [f32]) -> Result<(), Cause> {
         let format = &plane.format;
         let size = format.frame_bytes();
         let pixels = image.pixels.ok_or(Cause::Missing("PixelData"))?;
@@ -137,12 +150,12 @@ impl Contents {
         match self.storage {
             Storage::Native if !self.inflated.is_empty() => {
                 let bytes = self.inflated.get(at..at + size).ok_or(Cause::Truncated)?;
-                values(bytes, plane, format.bits_allocated, false)
+                values(bytes, plane, format.bits_allocated, false, to)
             }
             Storage::Native => {
                 let bytes = read(image, pixels.at + at as u64, size)?;
                 let big_endian = image.syntax == EXPLICIT_VR_BIG_ENDIAN;
-                values(&bytes, plane, format.bits_allocated, big_endian)
+                values(&bytes, plane, format.bits_allocated, big_endian, to)
             }
             Storage::Compressed(compression) => {
                 let ranges = self.fragments.get(&plane.frame).ok_or(Cause::Truncated)?;
@@ -154,7 +167,7 @@ impl Contents {
                 if bytes.len() < format.rows * format.columns * (bits / 8) as usize {
                     return Err(Cause::Codestream("it holds fewer samples than the image".into()));
                 }
-                values(&bytes, plane, bits, false)
+                values(&bytes, plane, bits, false, to)
             }
         }
     }
@@ -169,33 +182,44 @@ fn read(image: &Image, at: u64, size: usize) -> Result<Vec<u8>, Cause> {
 }
 
 /// Samples as in PS3.5 section 8.1.1, then the Modality LUT's slope and intercept (PS3.3 C.11.1).
-fn values(bytes: &[u8], plane: &Plane, bits: u32, big_endian: bool) -> Result<Vec<f32>, Cause> {
-    let PixelFormat { rows, columns, bits_stored, high_bit, signed, .. } = plane.format;
+fn values(
+    bytes: &[u8],
+    plane: &Plane,
+    bits: u32,
+    big_endian: bool,
+    to: &mut [f32],
+) -> Result<(), Cause> {
+    let PixelFormat { bits_stored, high_bit, signed, .. } = plane.format;
     let (slope, intercept) = (plane.slope, plane.intercept);
     let most = slope.abs() * 2f64.powi(bits_stored as i32) + intercept.abs();
     if slope == 0.0 || !(most as f32).is_finite() {
         return Err(Cause::Invalid("RescaleSlope"));
     }
-    let bytes = &bytes[..rows * columns * (bits / 8) as usize];
     // Bits above the sample (overlays of old) fall off at the left, those below it at the right.
     let left = 31 - high_bit.min(31);
     let right = 32 - bits_stored;
+    // Both are below 32; without a check of that, several samples take one instruction.
     let value = |raw: u32| {
-        let raw = raw << left;
-        let stored = if signed { f64::from(raw as i32 >> right) } else { f64::from(raw >> right) };
+        let raw = raw.wrapping_shl(left);
+        let stored = if signed {
+            f64::from((raw as i32).wrapping_shr(right))
+        } else {
+            f64::from(raw.wrapping_shr(right))
+        };
         (stored * slope + intercept) as f32
     };
-    Ok(match (bits, big_endian) {
-        (8, _) => bytes.iter().map(|b| value(u32::from(*b))).collect(),
-        (16, false) => {
-            bytes.as_chunks().0.iter().map(|b| value(u16::from_le_bytes(*b).into())).collect()
-        }
-        (16, true) => {
-            bytes.as_chunks().0.iter().map(|b| value(u16::from_be_bytes(*b).into())).collect()
-        }
-        (_, false) => bytes.as_chunks().0.iter().map(|b| value(u32::from_le_bytes(*b))).collect(),
-        (_, true) => bytes.as_chunks().0.iter().map(|b| value(u32::from_be_bytes(*b))).collect(),
-    })
+    match (bits, big_endian) {
+        (8, _) => put(to, bytes.iter(), |b| value(u32::from(*b))),
+        (16, false) => put(to, bytes.as_chunks().0, |b| value(u16::from_le_bytes(*b).into())),
+        (16, true) => put(to, bytes.as_chunks().0, |b| value(u16::from_be_bytes(*b).into())),
+        (_, false) => put(to, bytes.as_chunks().0, |b| value(u32::from_le_bytes(*b))),
+        (_, true) => put(to, bytes.as_chunks().0, |b| value(u32::from_be_bytes(*b))),
+    }
+    Ok(())
+}
+
+fn put<S>(to: &mut [f32], samples: impl IntoIterator<Item = S>, value: impl Fn(S) -> f32) {
+    to.iter_mut().zip(samples).for_each(|(to, sample)| *to = value(sample));
 }
 
 fn storage(syntax: &str) -> Result<Storage, Cause> {

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 pub use header::{Header, Scalar, Version};
 pub use read::{Image, read_header, read_image, read_labels, read_mask};
+pub(crate) use write::write_planes;
 pub use write::{Voxel, write, write_narrow};
 
 use crate::volume;

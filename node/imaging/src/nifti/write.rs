@@ -9,12 +9,17 @@ use super::gzip::Encoder;
 use super::header::{self, Scalar};
 use super::{Cause, Error};
 use crate::durable;
-use crate::volume::Volume;
+use crate::transposition::{self, EDGE, Lines};
+use crate::volume::{Geometry, Volume};
 
-/// Planes turned together: files store i fastest, memory k. Two lines of the cache as 32-bit values.
-const PLANES_AT_ONCE: usize = 32;
+/// Planes turned by one thread at a time: files store i fastest, memory k.
+const PLANES_AT_ONCE: usize = 2 * EDGE;
 /// Voxels of the planes that are turned together, but one plane always.
 const WAITING_VOXELS: usize = 1 << 24;
+/// Values that one thread looks at or narrows at a time.
+const VALUES_AT_ONCE: usize = 1 << 14;
+/// Values narrowed before they are written.
+const WAITING_VALUES: usize = 1 << 20;
 
 /// A type the writer stores as it is; files are little-endian, and so is the machine.
 pub trait Voxel: bytemuck::Pod + Send + Sync {
@@ -40,16 +45,48 @@ pub fn write<T: Voxel>(path: &Path, volume: &Volume<T>) -> Result<(), Error> {
 /// Writes an image in the narrowest of `i16`, `u16` and `f32` that holds every value exactly, as
 /// scanners' values are mostly whole numbers: half the size, and the same numbers.
 pub fn write_narrow(path: &Path, volume: &Volume<f32>) -> Result<(), Error> {
-    let all = |fits: fn(&f32) -> bool| {
-        volume.data().as_slice().is_some_and(|values| values.par_iter().all(fits))
-    };
-    if all(|v| f32::from(*v as i16) == *v) {
-        write_as(path, volume, |v| v as i16)
-    } else if all(|v| f32::from(*v as u16) == *v) {
-        write_as(path, volume, |v| v as u16)
-    } else {
-        write(path, volume)
+    match narrowest(volume.data().as_slice().unwrap_or_default()) {
+        Scalar::I16 => write_as(path, volume, |v| low_bits(v) as i16),
+        Scalar::U16 => write_as(path, volume, |v| low_bits(v) as u16),
+        _ => write(path, volume),
     }
+}
+
+/// [`write_narrow`] for values that are in the order of files already, i fastest.
+pub(crate) fn write_planes(path: &Path, grid: &Geometry, values: &[f32]) -> Result<(), Error> {
+    match narrowest(values) {
+        Scalar::I16 => write_values(path, grid, values, |v| low_bits(v) as i16),
+        Scalar::U16 => write_values(path, grid, values, |v| low_bits(v) as u16),
+        _ => write_values(path, grid, values, |v| v),
+    }
+}
+
+/// A float of this size has no bits for a fraction, and its lowest bit counts ones: 1.5 · 2^23.
+const WHOLE: f32 = 12_582_912.0;
+
+/// The narrowest type that holds every value exactly.
+fn narrowest(values: &[f32]) -> Scalar {
+    let all = |least, most| {
+        values.par_chunks(VALUES_AT_ONCE).all(|values| are_whole_within(values, least, most))
+    };
+    if all(-32768.0, 32767.0) {
+        Scalar::I16
+    } else if all(0.0, 65535.0) {
+        Scalar::U16
+    } else {
+        Scalar::F32
+    }
+}
+
+/// Looks at every value, whatever it finds, so that several take one instruction.
+fn are_whole_within(values: &[f32], least: f32, most: f32) -> bool {
+    values.iter().fold(true, |all, &v| all & (v >= least) & (v <= most) & (v + WHOLE - WHOLE == v))
+}
+
+/// A whole number below 2^22 in two's complement. Unlike `as`, which cuts what is too large, several
+/// take one instruction.
+fn low_bits(whole: f32) -> u32 {
+    (whole + WHOLE).to_bits()
 }
 
 fn write_as<T: Voxel, S: Voxel>(
@@ -57,53 +94,83 @@ fn write_as<T: Voxel, S: Voxel>(
     volume: &Volume<T>,
     stored: impl Fn(T) -> S + Sync,
 ) -> Result<(), Error> {
+    file(path, volume.geometry(), S::SCALAR, |out| turned(out, volume, stored))
+}
+
+fn write_values<S: Voxel>(
+    path: &Path,
+    grid: &Geometry,
+    values: &[f32],
+    stored: impl Fn(f32) -> S + Sync,
+) -> Result<(), Error> {
+    file(path, grid, S::SCALAR, |out| {
+        let mut waiting = vec![S::zeroed(); WAITING_VALUES.min(values.len())];
+        for values in values.chunks(WAITING_VALUES) {
+            let waiting = &mut waiting[..values.len()];
+            let pieces = waiting.par_chunks_mut(VALUES_AT_ONCE);
+            pieces.zip(values.par_chunks(VALUES_AT_ONCE)).for_each(|(to, from)| {
+                to.iter_mut().zip(from).for_each(|(to, v)| *to = stored(*v));
+            });
+            out.write_all(bytemuck::cast_slice(waiting))?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes the header and what `fill` writes, compressed where the name says so.
+fn file(
+    path: &Path,
+    grid: &Geometry,
+    scalar: Scalar,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), Error> {
     let fail = |cause| Error { action: "writing", path: path.to_path_buf(), cause };
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let header = header::encode(grid, scalar);
     let done = if name.ends_with(".nii.gz") {
         durable::write_with(path, |file| {
             let mut gz = Encoder::new(file)?;
-            stream(&mut gz, volume, stored)?;
+            gz.write_all(&header)?;
+            fill(&mut gz)?;
             gz.finish().map(drop)
         })
     } else if name.ends_with(".nii") {
-        durable::write_with(path, |file| stream(file, volume, stored))
+        durable::write_with(path, |file| {
+            file.write_all(&header)?;
+            fill(file)
+        })
     } else {
         return Err(fail(Cause::Name));
     };
     done.map_err(|e: io::Error| fail(e.into()))
 }
 
-fn stream<T: Voxel, S: Voxel>(
-    out: &mut impl Write,
+fn turned<T: Voxel, S: Voxel>(
+    out: &mut dyn Write,
     volume: &Volume<T>,
     stored: impl Fn(T) -> S + Sync,
 ) -> io::Result<()> {
-    let geometry = volume.geometry();
-    out.write_all(&header::encode(geometry, S::SCALAR))?;
-    let [ni, nj, nk] = geometry.shape();
+    let [ni, nj, nk] = volume.geometry().shape();
     // A volume is in C layout.
     let values = volume.data().as_slice().unwrap_or_default();
-    // Rows of one j lie together, those of all planes: each processor then fills its own piece.
-    let together = (WAITING_VOXELS / (ni * nj)).clamp(1, PLANES_AT_ONCE).min(nk);
-    let mut rows = vec![S::zeroed(); nj * ni * together];
+    let together = PLANES_AT_ONCE * rayon::current_num_threads();
+    let together = together.min(WAITING_VOXELS / (ni * nj)).clamp(1, nk);
+    let mut planes = vec![S::zeroed(); ni * nj * together];
     for first in (0..nk).step_by(together) {
-        let count = together.min(nk - first);
-        let rows = &mut rows[..nj * ni * count];
-        rows.par_chunks_exact_mut(ni * count).enumerate().for_each(|(j, rows)| {
-            for (i, of_i) in values.chunks_exact(nj * nk).enumerate() {
-                let at = j * nk + first;
-                let to = rows[i..].iter_mut().step_by(ni);
-                for (value, to) in of_i[at..at + count].iter().zip(to) {
-                    *to = stored(*value);
+        let planes = &mut planes[..ni * nj * together.min(nk - first)];
+        planes.par_chunks_mut(ni * nj * PLANES_AT_ONCE).enumerate().for_each(|(n, to)| {
+            let k = first + n * PLANES_AT_ONCE;
+            let count = to.len() / (ni * nj);
+            for i in (0..ni).step_by(EDGE) {
+                for j in 0..nj {
+                    let from = Lines { apart: nj * nk, first: (i * nj + j) * nk + k };
+                    let place = Lines { apart: ni * nj, first: ni * j + i };
+                    let shape = [EDGE.min(ni - i), count];
+                    transposition::turn(values, from, to, place, shape, &stored);
                 }
             }
         });
-        for n in 0..count {
-            for j in 0..nj {
-                let at = (j * count + n) * ni;
-                out.write_all(bytemuck::cast_slice(&rows[at..at + ni]))?;
-            }
-        }
+        out.write_all(bytemuck::cast_slice(planes))?;
     }
     Ok(())
 }
@@ -133,9 +200,15 @@ mod tests {
                 Array3::from_shape_fn((3, 2, 70), |(i, j, k)| (i + 3 * j + 7 * k) as f32);
             (data[[0, 0, 0]], data[[2, 1, 69]]) = (least, most);
             let volume = Volume::new(geometry.clone(), data).unwrap();
-            write_narrow(&path, &volume).unwrap();
-            let back = read_image(&path).unwrap();
-            assert_eq!((back.header.scalar, back.volume.data()), (scalar, volume.data()));
+            let in_file_order: Vec<f32> = volume.data().t().iter().copied().collect();
+            for planes in [false, true] {
+                match planes {
+                    false => write_narrow(&path, &volume).unwrap(),
+                    true => write_planes(&path, &geometry, &in_file_order).unwrap(),
+                }
+                let back = read_image(&path).unwrap();
+                assert_eq!((back.header.scalar, back.volume.data()), (scalar, volume.data()));
+            }
         }
     }
 }
