@@ -14,6 +14,7 @@ use dicom_dictionary_std::{tags, uids};
 use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
 use dicom_transfer_syntax_registry::{TransferSyntaxIndex, TransferSyntaxRegistry};
 use flate2::read::DeflateDecoder;
+use hayro_jpeg2000::{DecodeSettings, DecoderContext, Image};
 
 use super::Cause;
 use super::header::PixelFormat;
@@ -24,6 +25,8 @@ const MAX_FRAME_VOXELS: usize = 1 << 22;
 const MAX_TILES: u64 = 1024;
 const MAX_LAYERS: u16 = 64;
 const MAX_LEVELS: u8 = 12;
+/// Where a JPEG 2000 stream says how its samples are stored: bits less one, and the sign in the highest bit.
+const SSIZ: usize = 42;
 /// Exponent of the smallest precinct; each takes some 300 bytes in a decoder.
 const MIN_PRECINCT: u8 = 4;
 
@@ -76,7 +79,10 @@ pub(super) fn decode(
             16
         }
     };
-    let decoded = catch_unwind(AssertUnwindSafe(|| by_library(syntax, bytes, bits, format)));
+    let decoded = catch_unwind(AssertUnwindSafe(|| match compression {
+        Compression::Jpeg2000 => wavelets(&bytes, format),
+        _ => by_library(syntax, bytes, bits, format),
+    }));
     let decoded = decoded.unwrap_or_else(|_| Err("the decoder failed on it".into()));
     decoded.map(|bytes| (bytes, bits)).map_err(Cause::Codestream)
 }
@@ -111,6 +117,26 @@ fn by_library(
     let decoder = decoder.ok_or("there is no decoder for it")?;
     decoder.decode_frame(&object, 0, &mut out).map_err(|e| e.to_string())?;
     Ok(out)
+}
+
+/// JPEG 2000 to 16-bit samples. The decoder adds half the range to what is signed, as ISO 15444-1
+/// annex G does to what is not.
+fn wavelets(bytes: &[u8], format: &PixelFormat) -> Result<Vec<u8>, String> {
+    let size = *bytes.get(SSIZ).ok_or("its JPEG 2000 stream is cut short")?;
+    let image = Image::new(bytes, &DecodeSettings::default()).map_err(|e| e.to_string())?;
+    let mut context = DecoderContext::default();
+    let decoded = image.decode(&mut context).map_err(|e| e.to_string())?;
+    let [component] = decoded.components() else {
+        return Err("it has several components".into());
+    };
+    let voxels = format.rows * format.columns;
+    if component.samples().len() != voxels || component.bit_depth() > 16 {
+        return Err("its samples are not those of the image".into());
+    }
+    let most = (1i32 << component.bit_depth()) - 1;
+    let offset = if size & 0x80 == 0 { 0 } else { 1i32 << (component.bit_depth() - 1) };
+    let value = |sample: &f32| ((sample.round() as i32).clamp(0, most) - offset) as u16;
+    Ok(component.samples().iter().flat_map(|s| value(s).to_le_bytes()).collect())
 }
 
 fn inflate(bytes: &[u8], format: &PixelFormat) -> Result<Vec<u8>, Cause> {

@@ -89,6 +89,19 @@ fn lossless() -> [(&'static str, Vec<u8>); 7] {
 }
 
 #[test]
+fn signed_jpeg_2000_is_not_shifted() {
+    // The same wavelets said to be signed: half the range less, ISO 15444-1 annex G.
+    let mut stream = even(JPEG_2000);
+    stream[42] |= 0x80;
+    let mut slice = framed(0, 16, vec![stream]);
+    put(&mut slice, tags::PIXEL_REPRESENTATION, VR::US, 1);
+    let dir = saved(slice, uids::JPEG2000_LOSSLESS);
+    let (_, volume) = read(&dir).unwrap();
+    let (at, value) = ([5, 7, 0], f32::from(ramp(5, 7)) - 32768.0);
+    assert_eq!(volume.data()[at], value);
+}
+
+#[test]
 fn lossless_syntaxes_give_the_values_exactly() {
     for (syntax, frame) in lossless() {
         // In one fragment and cut in two.
