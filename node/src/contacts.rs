@@ -1,5 +1,6 @@
 //! Calling other sites: one TLS connection to the endpoints of a card, and when that last worked.
 
+use crate::connection::Trusted;
 use crate::daemon::{Daemon, unix_now};
 use crate::identity::Identity;
 use crate::tls;
@@ -78,6 +79,13 @@ impl Contacts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(site).cloned().unwrap_or_default()
     }
 
+    /// Whether the last call to `site` worked; false if there was none.
+    #[must_use]
+    pub fn reaches(&self, site: &SiteId) -> bool {
+        let contact = self.of(site);
+        contact.last > 0 && contact.problem.is_empty()
+    }
+
     /// Notes how a call went; says whether the problem is a new one.
     pub fn note<T>(&self, site: &SiteId, outcome: &Result<T, Error>) -> bool {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,6 +104,27 @@ impl Contacts {
     }
 }
 
+/// What was negotiated with a peer, in the words of TLS.
+#[derive(Debug, Clone, Default)]
+pub struct Handshake {
+    /// Protocol version.
+    pub version: String,
+    /// Group of the key exchange.
+    pub key_exchange: String,
+    /// Cipher suite.
+    pub cipher_suite: String,
+}
+
+/// A connection to a peer.
+pub struct Reached {
+    /// For calling it.
+    pub client: PeerClient<Channel>,
+    /// The endpoint that answered.
+    pub endpoint: String,
+    /// How the connection is protected.
+    pub handshake: Handshake,
+}
+
 /// Connects to `site`; whoever answers must own the pinned key.
 ///
 /// # Errors
@@ -105,19 +134,34 @@ pub async fn connect(
     daemon: &Daemon,
     site: &SiteId,
 ) -> Result<PeerClient<Channel>, Error> {
+    reach(identity, daemon, site).await.map(|reached| reached.client)
+}
+
+/// As [`connect`], and says what was reached.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn reach(identity: &Identity, daemon: &Daemon, site: &SiteId) -> Result<Reached, Error> {
     let endpoints = daemon.state().roster().trusted(site)?.endpoints.clone();
     let config = Arc::new(tls::client(identity, daemon.states(), site.clone())?);
     let mut failed = Error::NoEndpoint(site.clone());
     for endpoint in endpoints {
-        let (target, config) = (endpoint.clone(), config.clone());
+        let shaken = Arc::new(Mutex::new(Handshake::default()));
+        let (target, seen, config) = (endpoint.clone(), shaken.clone(), config.clone());
+        let (states, peer) = (daemon.states(), site.clone());
         let dial = tower::service_fn(move |_: Uri| {
-            let (target, config) = (target.clone(), config.clone());
+            let (target, seen, config) = (target.clone(), seen.clone(), config.clone());
+            let (states, peer) = (states.clone(), peer.clone());
             async move {
                 let tcp = TcpStream::connect(&target).await?;
                 tcp.set_nodelay(true)?;
                 // The name is not looked at: the pinned key is what counts.
                 let name = ServerName::try_from("rondo.invalid").map_err(std::io::Error::other)?;
-                TlsConnector::from(config).connect(name, tcp).await.map(TokioIo::new)
+                let tls = TlsConnector::from(config).connect(name, tcp).await?;
+                let session = tls.get_ref().1;
+                *seen.lock().unwrap_or_else(PoisonError::into_inner) = handshake(session);
+                let shown = session.peer_certificates().and_then(|c| c.first()).cloned();
+                Trusted::new(tls, peer, shown.as_ref(), states).map(TokioIo::new)
             }
         });
         let channel = Endpoint::from_static("http://rondo.invalid")
@@ -130,7 +174,9 @@ pub async fn connect(
             .await;
         match channel {
             Ok(channel) => {
-                return Ok(PeerClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES));
+                let client = PeerClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES);
+                let handshake = shaken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                return Ok(Reached { client, endpoint, handshake });
             }
             Err(e) => {
                 let what = root_cause(&e);
@@ -139,6 +185,21 @@ pub async fn connect(
         }
     }
     Err(failed)
+}
+
+fn handshake(session: &rustls::CommonState) -> Handshake {
+    let name = |what: Option<String>| what.unwrap_or_default().replace('_', ".");
+    Handshake {
+        version: name(session.protocol_version().map(|v| format!("{v:?}"))).replace("v1.", " 1."),
+        key_exchange: session
+            .negotiated_key_exchange_group()
+            .map(|group| format!("{:?}", group.name()))
+            .unwrap_or_default(),
+        cipher_suite: session
+            .negotiated_cipher_suite()
+            .map(|suite| format!("{:?}", suite.suite()))
+            .unwrap_or_default(),
+    }
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {

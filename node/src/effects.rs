@@ -411,7 +411,8 @@ fn refused(site: &SiteId, status: tonic::Status) -> contacts::Error {
     contacts::Error::Refused { site: site.clone(), status: Box::new(status) }
 }
 
-async fn call<T>(
+/// The answer to a single message, which must come in time.
+pub(crate) async fn call<T>(
     site: &SiteId,
     answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, contacts::Error> {

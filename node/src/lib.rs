@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod connection;
 pub mod contacts;
 pub mod daemon;
 pub mod durable;

@@ -1,5 +1,6 @@
 //! Sockets: TLS for peers, unix sockets for operators and the trainer.
 
+use crate::connection::{Place, Places, Trusted};
 use crate::contacts::{CONNECTION_WINDOW, KEEP_ALIVE, STREAM_WINDOW};
 use crate::rpc::control::ControlService;
 use crate::rpc::peer::PeerService;
@@ -37,8 +38,9 @@ const SOCKET_PATH_MAX: usize = 107;
 
 /// A peer's connection and whose key it was opened with.
 pub struct PeerStream {
-    tls: TlsStream<TcpStream>,
+    tls: Trusted<TlsStream<TcpStream>>,
     caller: Caller,
+    _place: Place,
 }
 
 impl Connected for PeerStream {
@@ -109,6 +111,7 @@ async fn accept(
     ready: mpsc::Sender<io::Result<PeerStream>>,
 ) {
     let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let places = Places::default();
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let (tcp, address) = match listener.accept().await {
@@ -120,6 +123,7 @@ async fn accept(
             }
         };
         let (acceptor, states, ready) = (acceptor.clone(), states.clone(), ready.clone());
+        let places = places.clone();
         tokio::spawn(async move {
             let _slot = slot;
             let _ = tcp.set_nodelay(true);
@@ -134,10 +138,16 @@ async fn accept(
                     return;
                 }
             };
-            let certificate = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
-            let caller = certificate.and_then(|c| caller(c, &states.borrow()));
-            if let Some(caller) = caller {
-                let _ = ready.send(Ok(PeerStream { tls, caller })).await;
+            let shown = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
+            let Some(shown) = shown.map(|c| c.clone().into_owned()) else { return };
+            let found = caller(&shown, &states.borrow());
+            let Some(caller) = found else { return };
+            let Some(place) = places.take(&caller.0) else {
+                tracing::warn!(%address, peer = %caller.0, "connection refused: too many of this peer, or of all");
+                return;
+            };
+            if let Ok(tls) = Trusted::new(tls, caller.0.clone(), Some(&shown), states) {
+                let _ = ready.send(Ok(PeerStream { tls, caller, _place: place })).await;
             }
         });
     }

@@ -250,14 +250,14 @@ async fn live(
     let unix = |path: &Path| listen::bind_unix(path).map_err(|e| SocketProblem(format!("{e:#}")));
     let control_socket = unix(&config.control_socket)?;
     let trainer_socket = unix(&config.trainer_socket)?;
-    let peers = PeerService::new(daemon.clone(), store.clone());
+    let peers = PeerService::new(daemon.clone(), store.clone(), contacts.clone());
     let trainer = TrainerService::new(hub.clone(), store.clone());
     let control = ControlService {
         daemon: daemon.clone(),
         store: store.clone(),
         hub: hub.clone(),
         contacts: contacts.clone(),
-        card: identity.card.clone(),
+        identity: identity.clone(),
     };
     let states = daemon.states();
     let workers = Workers { daemon, identity, store, hub: hub.clone(), contacts };

@@ -35,6 +35,8 @@ pub fn server(identity: &Identity, states: States) -> Result<ServerConfig, Error
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(pins)
         .with_single_cert(vec![identity.tls_certificate.clone()], identity.tls_key.clone_key())?;
+    // A resumed session would be let in on what its certificate was worth then.
+    config.send_tls13_tickets = 0;
     config.alpn_protocols = vec![HTTP2.to_vec()];
     Ok(config)
 }

@@ -131,6 +131,19 @@ pub(crate) enum Peer {
     },
     /// Sites in the roster.
     List,
+    /// Trust a site no more: its connections end, and nothing of it is accepted.
+    Revoke {
+        /// The site's id.
+        site: SiteId,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Connect to a site and greet it: is it there, how is the connection protected?
+    Ping {
+        /// The site's id.
+        site: SiteId,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,24 +1,28 @@
 //! What the site's own operator may ask, over a unix socket that only that user can open.
 
 use super::refused;
-use crate::contacts::Contacts;
+use crate::contacts::{Contacts, Reached, reach};
 use crate::daemon::{Daemon, unix_now};
+use crate::effects::call;
+use crate::identity::Identity;
 use crate::store::Store;
 use crate::trainer::TrainerHub;
 use rondo::envelope::Envelope;
-use rondo::ids::{Digest, RoundId, VisitNo};
+use rondo::ids::{Digest, RoundId, SiteId, VisitNo};
 use rondo::passport::{Passport, VerifiedPassport};
 use rondo::plan::Plan;
 use rondo::round::{Event, ReceiptBody, Refusal, RoundPhase, SiteState};
-use rondo::trust::{Peer, SiteCard};
+use rondo::trust::{self, Peer, SiteCard};
 use rondo_proto::control::control_server::Control;
 use rondo_proto::control::{
     AddPeerRequest, GetSiteRequest, ListModelsRequest, ListPeersRequest, ListRoundsRequest,
-    ModelList, ModelPart, ModelRequest, ModelView, PeerList, PeerView, ProposeRoundRequest,
-    RoundList, RoundRequest, RoundView, SiteView, model_part::Part,
+    ModelList, ModelPart, ModelRequest, ModelView, PeerList, PeerRequest, PeerView, PingView,
+    ProposeRoundRequest, RoundList, RoundRequest, RoundView, SiteView, model_part::Part,
 };
 use rondo_proto::convert::{hop_view, round_view};
-use std::time::Duration;
+use rondo_proto::peer::GreetRequest;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -40,8 +44,8 @@ pub struct ControlService {
     pub hub: TrainerHub,
     /// When peers were last reached.
     pub contacts: Contacts,
-    /// Its own card.
-    pub card: Envelope,
+    /// Its keys and card.
+    pub identity: Arc<Identity>,
 }
 
 impl ControlService {
@@ -82,6 +86,16 @@ impl ControlService {
             problem: contact.problem,
             card: peer.signed.to_json(),
         }
+    }
+
+    fn known_peer(&self, site: &SiteId) -> Result<PeerView, Status> {
+        if site == self.daemon.site() {
+            return Err(Status::failed_precondition("this is the site itself, not a peer"));
+        }
+        let state = self.daemon.state();
+        let peer = state.roster().peers().find(|(known, _)| *known == site);
+        let unknown = || Status::not_found(trust::Error::Unknown(site.clone()).to_string());
+        peer.map(|(_, peer)| self.peer_view(peer)).ok_or_else(unknown)
     }
 
     /// The stored model that `prefix` names, with its passport as this site knows it.
@@ -126,6 +140,10 @@ fn model_view(weights: Digest, verified: &VerifiedPassport) -> ModelView {
         site: last.site.to_string(),
         hops: verified.hops().iter().map(hop_view).collect(),
     }
+}
+
+fn site_id(text: &str) -> Result<SiteId, Status> {
+    text.parse().map_err(|e: rondo::ids::Error| Status::invalid_argument(e.to_string()))
 }
 
 fn find_round(state: &SiteState, prefix: &str) -> Result<RoundId, Status> {
@@ -178,7 +196,7 @@ impl Control for ControlService {
             open_rounds: count(open),
             trainer: Some(self.hub.view()),
             journal_records: self.daemon.records(),
-            card: self.card.to_json(),
+            card: self.identity.card.to_json(),
         }))
     }
 
@@ -200,10 +218,51 @@ impl Control for ControlService {
         }
         self.daemon.adopt(Event::PeerAdded { card }).await?;
         tracing::info!(peer = %opened.site, fingerprint = found, "peer added");
-        let state = self.daemon.state();
-        let peer = state.roster().peers().find(|(site, _)| **site == opened.site);
-        let (_, peer) = peer.ok_or_else(|| Status::internal("the peer is not in the roster"))?;
-        Ok(Response::new(self.peer_view(peer)))
+        self.known_peer(&opened.site).map(Response::new)
+    }
+
+    async fn revoke_peer(
+        &self,
+        request: Request<PeerRequest>,
+    ) -> Result<Response<PeerView>, Status> {
+        let site = site_id(&request.into_inner().site)?;
+        let known = self.known_peer(&site)?;
+        if !known.revoked {
+            self.daemon.adopt(Event::PeerRevoked { site: site.clone() }).await?;
+            tracing::info!(peer = %site, "peer revoked");
+        }
+        self.known_peer(&site).map(Response::new)
+    }
+
+    async fn ping_peer(&self, request: Request<PeerRequest>) -> Result<Response<PingView>, Status> {
+        let site = site_id(&request.into_inner().site)?;
+        self.known_peer(&site)?;
+        let outcome = async {
+            let Reached { mut client, endpoint, handshake } =
+                reach(&self.identity, &self.daemon, &site).await?;
+            let begun = Instant::now();
+            let greeting = call(&site, client.greet(GreetRequest {})).await?;
+            let [major, minor, patch] =
+                [greeting.version_major, greeting.version_minor, greeting.version_patch];
+            let seconds = |t: u64| i64::try_from(t).unwrap_or(i64::MAX);
+            Ok(PingView {
+                site: site.to_string(),
+                endpoint,
+                tls_version: handshake.version,
+                key_exchange: handshake.key_exchange,
+                cipher_suite: handshake.cipher_suite,
+                round_trip_ms: begun.elapsed().as_secs_f64() * 1e3,
+                version: format!("{major}.{minor}.{patch}"),
+                clock_skew_s: seconds(greeting.now).saturating_sub(seconds(unix_now())),
+                reaches_you: greeting.reaches_you,
+            })
+        }
+        .await;
+        self.contacts.note(&site, &outcome);
+        outcome.map(Response::new).map_err(|e| match e {
+            crate::contacts::Error::Trust(e) => Status::permission_denied(e.to_string()),
+            e => Status::unavailable(e.to_string()),
+        })
     }
 
     async fn list_peers(&self, _: Request<ListPeersRequest>) -> Result<Response<PeerList>, Status> {

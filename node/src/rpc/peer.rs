@@ -1,6 +1,7 @@
 //! What other sites may ask. Default deny: by key at the handshake, then by site, round and visit here.
 
 use super::{received_receipt, refused};
+use crate::contacts::Contacts;
 use crate::daemon::{Daemon, unix_now};
 use crate::effects::CHUNK_PATIENCE;
 use crate::store::{self, Incoming, Store};
@@ -27,6 +28,7 @@ pub const BATCH_MAX: usize = 256;
 pub struct PeerService {
     daemon: Daemon,
     store: Store,
+    contacts: Contacts,
     /// Checkpoints that are being received, each by one caller at a time.
     receiving: Arc<Mutex<HashSet<(RoundId, VisitNo)>>>,
 }
@@ -34,8 +36,8 @@ pub struct PeerService {
 impl PeerService {
     /// Serves `daemon` and `store`.
     #[must_use]
-    pub fn new(daemon: Daemon, store: Store) -> Self {
-        Self { daemon, store, receiving: Arc::default() }
+    pub fn new(daemon: Daemon, store: Store, contacts: Contacts) -> Self {
+        Self { daemon, store, contacts, receiving: Arc::default() }
     }
 
     /// The caller, if it is (still) trusted: a roster may change while a connection lives.
@@ -192,11 +194,18 @@ impl Drop for Claim {
 #[tonic::async_trait]
 impl Peer for PeerService {
     async fn greet(&self, request: Request<GreetRequest>) -> Result<Response<Greeting>, Status> {
-        self.caller(&request)?;
+        let caller = self.caller(&request)?;
         let [version_major, version_minor, version_patch] = crate::version();
         let site = self.daemon.site().to_string();
         let now = unix_now();
-        Ok(Response::new(Greeting { site, version_major, version_minor, version_patch, now }))
+        Ok(Response::new(Greeting {
+            site,
+            version_major,
+            version_minor,
+            version_patch,
+            now,
+            reaches_you: self.contacts.reaches(&caller),
+        }))
     }
 
     async fn deliver_receipts(

@@ -262,6 +262,36 @@ pub mod model_part {
         Weights(::prost::alloc::vec::Vec<u8>),
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerRequest {
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PingView {
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub endpoint: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub tls_version: ::prost::alloc::string::String,
+    /// Negotiated group; `X25519MLKEM768` between two sites of this software.
+    #[prost(string, tag = "4")]
+    pub key_exchange: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub cipher_suite: ::prost::alloc::string::String,
+    /// Of the greeting, on a connection that is there already.
+    #[prost(double, tag = "6")]
+    pub round_trip_ms: f64,
+    #[prost(string, tag = "7")]
+    pub version: ::prost::alloc::string::String,
+    /// The peer's clock less this one's, in seconds.
+    #[prost(int64, tag = "8")]
+    pub clock_skew_s: i64,
+    /// Whether the peer says that its own calls to this site work.
+    #[prost(bool, tag = "9")]
+    pub reaches_you: bool,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum RoundPhase {
@@ -676,6 +706,50 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rondo.control.v1.Control", "ExportModel"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Trusts a site no more; its open connections end.
+        pub async fn revoke_peer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PeerRequest>,
+        ) -> std::result::Result<tonic::Response<super::PeerView>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rondo.control.v1.Control/RevokePeer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rondo.control.v1.Control", "RevokePeer"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Connects to a peer and greets it.
+        pub async fn ping_peer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PeerRequest>,
+        ) -> std::result::Result<tonic::Response<super::PingView>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rondo.control.v1.Control/PingPeer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rondo.control.v1.Control", "PingPeer"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -757,6 +831,16 @@ pub mod control_server {
             tonic::Response<Self::ExportModelStream>,
             tonic::Status,
         >;
+        /// Trusts a site no more; its open connections end.
+        async fn revoke_peer(
+            &self,
+            request: tonic::Request<super::PeerRequest>,
+        ) -> std::result::Result<tonic::Response<super::PeerView>, tonic::Status>;
+        /// Connects to a peer and greets it.
+        async fn ping_peer(
+            &self,
+            request: tonic::Request<super::PeerRequest>,
+        ) -> std::result::Result<tonic::Response<super::PingView>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct ControlServer<T> {
@@ -1358,6 +1442,92 @@ pub mod control_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rondo.control.v1.Control/RevokePeer" => {
+                    #[allow(non_camel_case_types)]
+                    struct RevokePeerSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::PeerRequest>
+                    for RevokePeerSvc<T> {
+                        type Response = super::PeerView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PeerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::revoke_peer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RevokePeerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rondo.control.v1.Control/PingPeer" => {
+                    #[allow(non_camel_case_types)]
+                    struct PingPeerSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::PeerRequest>
+                    for PingPeerSvc<T> {
+                        type Response = super::PingView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PeerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::ping_peer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PingPeerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

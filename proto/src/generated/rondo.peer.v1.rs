@@ -14,6 +14,9 @@ pub struct Greeting {
     /// Unix time, so that a wrong clock is seen before it matters.
     #[prost(uint64, tag = "5")]
     pub now: u64,
+    /// Whether its own last call to the caller worked.
+    #[prost(bool, tag = "7")]
+    pub reaches_you: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReceiptBatch {

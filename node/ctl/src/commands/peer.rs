@@ -5,9 +5,10 @@ use crate::daemon::card_file;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, note};
 use crate::render::day;
-use crate::render::site::{peer_json, peers_text};
+use crate::render::site::{peer_json, peers_text, ping_json, ping_text};
+use rondo::ids::SiteId;
 use rondo::trust::SiteCard;
-use rondo_proto::control::{AddPeerRequest, ListPeersRequest};
+use rondo_proto::control::{AddPeerRequest, ListPeersRequest, PeerRequest};
 use serde_json::json;
 use std::io::IsTerminal as _;
 use std::path::Path;
@@ -16,6 +17,8 @@ pub(crate) async fn run(command: Peer, global: &Global, output: Output) -> Resul
     match command {
         Peer::Add { card, fingerprint } => add(&card, fingerprint, global, output).await,
         Peer::List => list(global, output).await,
+        Peer::Revoke { site, yes } => revoke(&site, yes, global, output).await,
+        Peer::Ping { site } => ping(&site, global, output).await,
     }
 }
 
@@ -99,6 +102,47 @@ async fn list(global: &Global, output: Output) -> Result<(), Failure> {
         .peers;
     let body = json!({"peers": peers.iter().map(peer_json).collect::<Vec<_>>()});
     output.give("rondo.peers/1", body, || peers_text(&peers))
+}
+
+async fn revoke(site: &SiteId, yes: bool, global: &Global, output: Output) -> Result<(), Failure> {
+    if !yes {
+        let attempted = format!("revoking {site}");
+        if !std::io::stdin().is_terminal() {
+            let text = format!("{attempted}: nobody can be asked here; say --yes");
+            return Err(Failure::new(Exit::Usage, text));
+        }
+        let agreed = dialoguer::Confirm::new()
+            .with_prompt(format!(
+                "Trust {site} no more? Rounds that it takes part in will stand still"
+            ))
+            .default(false)
+            .interact()
+            .map_err(|e| Failure::new(Exit::Internal, format!("{attempted}: {e}")))?;
+        if !agreed {
+            return Err(Failure::new(Exit::Refused, format!("{site} was not revoked")));
+        }
+    }
+    let peer = global
+        .daemon()
+        .await?
+        .revoke_peer(PeerRequest { site: site.to_string() })
+        .await
+        .map_err(|status| Failure::refused(&format!("revoking {site}"), &status))?
+        .into_inner();
+    output.give("rondo.peer/1", peer_json(&peer), || {
+        format!("{} ({}) is revoked; its connections are closed", peer.site, peer.name)
+    })
+}
+
+async fn ping(site: &SiteId, global: &Global, output: Output) -> Result<(), Failure> {
+    let ping = global
+        .daemon()
+        .await?
+        .ping_peer(PeerRequest { site: site.to_string() })
+        .await
+        .map_err(|status| Failure::refused(&format!("calling {site}"), &status))?
+        .into_inner();
+    output.give("rondo.peer-ping/1", ping_json(&ping), || ping_text(&ping))
 }
 
 #[cfg(test)]

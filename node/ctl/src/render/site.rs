@@ -1,8 +1,13 @@
 //! Sites and peers.
 
 use super::{day, moment, table};
-use rondo_proto::control::{PeerView, SiteView, TrainerView};
+use rondo_proto::control::{PeerView, PingView, SiteView, TrainerView};
 use serde_json::{Value, json};
+
+/// Clocks that differ by more make receipts hard to read, and in the end cards invalid.
+const CLOCK_SKEW_MAX_S: u64 = 60;
+/// The group of two sites of this software: X25519 together with ML-KEM.
+const POST_QUANTUM: &str = "MLKEM";
 
 /// Card bytes are JSON already; `null` if they are not.
 fn card_json(card: &[u8]) -> Value {
@@ -114,6 +119,58 @@ pub(crate) fn peers_text(peers: &[PeerView]) -> String {
     table(&head, &[], peers.iter().map(row).collect())
 }
 
+/// What is not as it should be between two sites.
+fn ping_warnings(ping: &PingView) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !ping.key_exchange.contains(POST_QUANTUM) {
+        warnings.push(format!(
+            "the key exchange {} is not post-quantum: what is recorded today may be read one day",
+            ping.key_exchange
+        ));
+    }
+    if ping.clock_skew_s.unsigned_abs() > CLOCK_SKEW_MAX_S {
+        warnings.push(format!(
+            "the clocks differ by {} s; set both by a time server",
+            ping.clock_skew_s.unsigned_abs()
+        ));
+    }
+    warnings
+}
+
+pub(crate) fn ping_json(ping: &PingView) -> Value {
+    json!({
+        "site": ping.site,
+        "endpoint": ping.endpoint,
+        "tls_version": ping.tls_version,
+        "key_exchange": ping.key_exchange,
+        "cipher_suite": ping.cipher_suite,
+        "round_trip_ms": ping.round_trip_ms,
+        "version": ping.version,
+        "clock_skew_s": ping.clock_skew_s,
+        "reaches_you": ping.reaches_you,
+        "warnings": ping_warnings(ping),
+    })
+}
+
+pub(crate) fn ping_text(ping: &PingView) -> String {
+    let reaches = if ping.reaches_you { "yes" } else { "not since its start, as it says" };
+    let lines = [
+        ("site", format!("{} (rondo {})", ping.site, ping.version)),
+        ("endpoint", ping.endpoint.clone()),
+        (
+            "protection",
+            format!("{}, {}, {}", ping.tls_version, ping.key_exchange, ping.cipher_suite),
+        ),
+        ("round trip", format!("{:.1} ms", ping.round_trip_ms)),
+        ("clock", format!("{:+} s", ping.clock_skew_s)),
+        ("reaches you", reaches.to_owned()),
+    ];
+    let mut text: Vec<String> =
+        lines.iter().map(|(what, text)| format!("{what:<18}{text}")).collect();
+    text.extend(ping_warnings(ping).iter().map(|w| format!("warning: {w}")));
+    text.join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,5 +185,15 @@ mod tests {
         let site = SiteView { site: "uker".into(), trainer: Some(trainer), ..Default::default() };
         assert_eq!(site_json(&site)["trainer"]["quarantined_cases"], 2);
         assert!(site_text(&site).contains("dials out only"));
+    }
+
+    #[test]
+    fn a_weak_key_exchange_and_a_wrong_clock_are_warned_of() {
+        let weak =
+            PingView { key_exchange: "X25519".into(), clock_skew_s: -61, ..Default::default() };
+        let text = ping_text(&weak);
+        assert!(text.contains("not post-quantum") && text.contains("differ by 61 s"), "{text}");
+        let good = PingView { key_exchange: "X25519MLKEM768".into(), clock_skew_s: 60, ..weak };
+        assert_eq!(ping_json(&good)["warnings"], json!([]));
     }
 }
