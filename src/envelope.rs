@@ -207,6 +207,12 @@ impl Envelope {
         Ok(&self.payload)
     }
 
+    /// Id of the key that it says it was signed with; [`Envelope::verify`] checks that.
+    #[must_use]
+    pub fn key(&self) -> Digest {
+        self.key
+    }
+
     /// Digest of the payload.
     #[must_use]
     pub fn payload_digest(&self) -> Digest {

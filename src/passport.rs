@@ -141,8 +141,9 @@ impl Passport {
         let plan = Plan::from_canonical(self.plan.as_bytes())?;
         let round = plan.round();
         for site in &plan.sites {
-            let key = roster.trusted(site)?.signing_key;
+            roster.trusted(site)?;
             let approves = |e: &&Envelope| {
+                let Ok(key) = roster.signing_key(site, e) else { return false };
                 Receipt::open(e, &key).is_ok_and(|r| {
                     r.round == round && r.site == *site && r.body == ReceiptBody::Approved
                 })
@@ -179,7 +180,7 @@ pub fn verify_hop(
 ) -> Result<Manifest, Error> {
     let chain = |what| Error::Chain { hop, what };
     let site = plan.site_of(hop).ok_or(chain("the plan has no such visit"))?;
-    let key = roster.trusted(site)?.signing_key;
+    let key = roster.signing_key(site, envelope)?;
     let manifest =
         Manifest::open(envelope, &key).map_err(|source| Error::Manifest { hop, source })?;
     let parent = match (previous, plan.start) {

@@ -11,6 +11,8 @@ pub const CARD_TYPE: &str = "application/vnd.rondo.site-card.v1+json";
 pub const ENDPOINTS_MAX: usize = 8;
 /// Longest endpoint.
 pub const ENDPOINT_MAX_BYTES: usize = 255;
+/// Most former signing keys of a site.
+pub const FORMER_MAX: usize = 32;
 /// Most peers in a roster.
 pub const PEERS_MAX: usize = 256;
 
@@ -74,9 +76,71 @@ pub struct SiteCard {
     pub valid_from: u64,
     /// Last second of validity, Unix time.
     pub valid_until: u64,
+    /// Keys that will take the place of these; peers accept them from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Keys>,
+    /// Signing keys from before, newest last: what they signed still holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<VerifyingKey>,
+}
+
+/// The two keys of a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// SHA-256 of the public key (SubjectPublicKeyInfo) of its TLS certificate.
+    pub tls_key: Digest,
+    /// Its signing key.
+    pub signing_key: VerifyingKey,
 }
 
 impl SiteCard {
+    /// The keys in force.
+    #[must_use]
+    pub fn keys(&self) -> Keys {
+        Keys { tls_key: self.tls_key, signing_key: self.signing_key }
+    }
+
+    /// Fingerprint of the keys that the card announces.
+    #[must_use]
+    pub fn next_fingerprint(&self) -> Option<String> {
+        self.next.as_ref().map(|keys| fingerprint(&self.site, keys))
+    }
+
+    /// Whether the card takes the place of `known` without anybody comparing fingerprints: it is
+    /// newer, its keys are those of `known` or the ones `known` announced, and it disowns no key.
+    /// An announcement is not exchanged for another one unseen.
+    #[must_use]
+    pub fn renews(&self, known: &Self) -> bool {
+        let activates = known.next == Some(self.keys());
+        let announces = known.next.is_none() || known.next == self.next;
+        let keeps = known.former.iter().all(|key| self.former.contains(key));
+        self.site == known.site
+            && self.valid_from > known.valid_from
+            && keeps
+            && if activates {
+                known.signing_key == self.signing_key || self.former.contains(&known.signing_key)
+            } else {
+                self.keys() == known.keys() && announces
+            }
+    }
+
+    fn has_tls_key(&self, key: &Digest) -> bool {
+        self.tls_key == *key || self.next.is_some_and(|next| next.tls_key == *key)
+    }
+
+    /// Every signing key by which the site is, will be or was known.
+    fn signing_keys(&self) -> impl Iterator<Item = &VerifyingKey> {
+        let next = self.next.as_ref().map(|next| &next.signing_key);
+        std::iter::once(&self.signing_key).chain(next).chain(&self.former)
+    }
+
+    fn shares_a_key_with(&self, other: &Self) -> bool {
+        let next = self.next.map(|next| next.tls_key);
+        std::iter::once(self.tls_key).chain(next).any(|key| other.has_tls_key(&key))
+            || self.signing_keys().any(|key| other.signing_keys().any(|k| k == key))
+    }
+
     /// Signs the card with the site's own key.
     ///
     /// # Errors
@@ -119,16 +183,21 @@ impl SiteCard {
         if self.valid_from >= self.valid_until {
             return Err(Error::Card("its validity ends before it begins".to_owned()));
         }
+        if self.next == Some(self.keys()) {
+            return Err(Error::Card("it announces the keys that it has".to_owned()));
+        }
+        if self.former.len() > FORMER_MAX || self.former.contains(&self.signing_key) {
+            let text = format!("it may name {FORMER_MAX} former keys, its own not among them");
+            return Err(Error::Card(text));
+        }
         Ok(())
     }
 
-    /// Short text that two people compare by phone: 128 bits over the site id and both keys.
+    /// Short text that two people compare by phone: 128 bits over the site id and the two keys in
+    /// force. The card is signed by one of them, which vouches for everything else in it.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        let text = format!("{} {} {}", self.site, self.tls_key, self.signing_key);
-        let hex = Digest::of(text.as_bytes()).to_string();
-        let groups: Vec<&str> = (0..8).filter_map(|i| hex.get(4 * i..4 * i + 4)).collect();
-        groups.join("-")
+        fingerprint(&self.site, &self.keys())
     }
 
     /// Whether the card is valid at `now`.
@@ -142,6 +211,13 @@ impl SiteCard {
         let (site, from, until) = (self.site.clone(), self.valid_from, self.valid_until);
         Err(Error::Validity { site, from, until, now })
     }
+}
+
+fn fingerprint(site: &SiteId, keys: &Keys) -> String {
+    let text = format!("{site} {} {}", keys.tls_key, keys.signing_key);
+    let hex = Digest::of(text.as_bytes()).to_string();
+    let groups: Vec<&str> = (0..8).filter_map(|i| hex.get(4 * i..4 * i + 4)).collect();
+    groups.join("-")
 }
 
 /// A site in the roster.
@@ -168,26 +244,33 @@ impl Roster {
     /// If a card is not genuine, or two contradict each other.
     pub fn of(cards: impl IntoIterator<Item = Envelope>) -> Result<Self, Error> {
         let mut roster = Self::default();
-        for card in cards {
+        let open = |signed: Envelope| Ok((SiteCard::open(&signed)?.valid_from, signed));
+        let mut cards = cards.into_iter().map(open).collect::<Result<Vec<_>, Error>>()?;
+        // A folder may hold the cards of a site before and after it changed its keys.
+        cards.sort_by_key(|(from, _)| *from);
+        for (_, card) in cards {
             roster.add(card)?;
         }
         Ok(roster)
     }
 
-    /// Adds a card; the same card again changes nothing, a revoked entry may be replaced.
+    /// Adds a card; the same card again changes nothing, a revoked entry may be replaced, and a site
+    /// may change over to keys that its card has announced.
     ///
     /// # Errors
     /// [`Error::OtherKeys`] or [`Error::Full`], or what is wrong with the card.
     pub fn add(&mut self, signed: Envelope) -> Result<(), Error> {
         let card = SiteCard::open(&signed)?;
-        let same_key =
-            |p: &&Peer| p.card.tls_key == card.tls_key || p.card.signing_key == card.signing_key;
         let others = self.peers.values().filter(|p| !p.revoked && p.card.site != card.site);
-        if let Some(other) = others.clone().find(same_key) {
-            return Err(Error::SharedKey(card.site, other.card.site.clone()));
+        if let Some(other) = others.map(|p| &p.card).find(|other| card.shares_a_key_with(other)) {
+            return Err(Error::SharedKey(card.site, other.site.clone()));
         }
         match self.peers.get(&card.site) {
-            Some(known) if !known.revoked && known.card.fingerprint() != card.fingerprint() => {
+            Some(known)
+                if !known.revoked
+                    && known.card.fingerprint() != card.fingerprint()
+                    && !card.renews(&known.card) =>
+            {
                 return Err(Error::OtherKeys(card.site));
             }
             None if self.peers.len() >= PEERS_MAX => return Err(Error::Full),
@@ -222,10 +305,22 @@ impl Roster {
         }
     }
 
-    /// The trusted site that owns a TLS key.
+    /// The key by which `site` signed `envelope`, as far as the envelope tells: the one in force, the
+    /// announced one or a former one. The signature itself remains to be checked.
+    ///
+    /// # Errors
+    /// As [`Roster::trusted`].
+    pub fn signing_key(&self, site: &SiteId, envelope: &Envelope) -> Result<VerifyingKey, Error> {
+        let card = self.trusted(site)?;
+        let named = card.signing_keys().find(|key| key.id() == envelope.key());
+        Ok(*named.unwrap_or(&card.signing_key))
+    }
+
+    /// The trusted site that owns a TLS key, in force or announced.
     #[must_use]
     pub fn by_tls_key(&self, key: &Digest) -> Option<&SiteCard> {
-        self.peers.values().find(|p| !p.revoked && p.card.tls_key == *key).map(|p| &p.card)
+        let cards = self.peers.values().filter(|p| !p.revoked).map(|p| &p.card);
+        cards.into_iter().find(|card| card.has_tls_key(key))
     }
 }
 
@@ -243,6 +338,8 @@ pub(crate) mod tests {
             signing_key: key.public(),
             valid_from: 100,
             valid_until: 200,
+            next: None,
+            former: Vec::new(),
         }
     }
 
@@ -282,5 +379,64 @@ pub(crate) mod tests {
         assert_eq!(roster.by_tls_key(&good.tls_key), None);
         roster.add(impostor.sign(&b).unwrap()).unwrap();
         assert_eq!(roster.trusted(&good.site), Ok(&impostor));
+    }
+
+    #[test]
+    fn keys_change_only_to_those_that_were_announced() {
+        let new = || SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
+        let (old, young, thief) = (new(), new(), new());
+        let first = card("uker", &old);
+        let next = Keys { tls_key: Digest::of(b"next"), signing_key: young.public() };
+        let mut announced = SiteCard { valid_from: 101, next: Some(next), ..first.clone() };
+        let mut second = SiteCard {
+            valid_from: 102,
+            tls_key: next.tls_key,
+            signing_key: next.signing_key,
+            former: vec![old.public()],
+            ..first.clone()
+        };
+        let said = |key: &SigningKey| key.sign(CARD_TYPE, vec![1]).unwrap();
+        let holds = |roster: &Roster, key: &SigningKey| {
+            let known = roster.signing_key(&first.site, &said(key)).unwrap();
+            said(key).verify(CARD_TYPE, &known).is_ok()
+        };
+
+        let mut roster = Roster::of([first.sign(&old).unwrap()]).unwrap();
+        let other = Err(Error::OtherKeys(first.site.clone()));
+        assert_eq!(roster.add(second.sign(&young).unwrap()), other, "never announced");
+        assert!(!holds(&roster, &young) && roster.by_tls_key(&next.tls_key).is_none());
+        assert!(announced.renews(&first) && !first.renews(&announced));
+        roster.add(announced.sign(&old).unwrap()).unwrap();
+        assert_eq!(announced.fingerprint(), first.fingerprint());
+        assert!(holds(&roster, &old) && holds(&roster, &young) && !holds(&roster, &thief));
+        assert_eq!(roster.by_tls_key(&next.tls_key), Some(&announced));
+
+        let stolen = Keys { signing_key: thief.public(), ..next };
+        let exchanged = SiteCard { valid_from: 103, next: Some(stolen), ..announced.clone() };
+        assert!(!exchanged.renews(&announced), "another announcement is for people to see");
+        assert!(second.renews(&announced));
+        second.former.clear();
+        assert!(!second.renews(&announced), "it disowns what it signed");
+        assert_eq!(roster.add(second.sign(&young).unwrap()), other);
+        second.former.push(old.public());
+        second.valid_from = 101;
+        assert!(!second.renews(&announced), "not newer");
+        second.valid_from = 102;
+        assert!(second.sign(&old).and_then(|c| roster.add(c)).is_err(), "not by the new key");
+        roster.add(second.sign(&young).unwrap()).unwrap();
+        assert!(holds(&roster, &old) && holds(&roster, &young) && !holds(&roster, &thief));
+        assert_eq!(roster.by_tls_key(&first.tls_key), None, "the old TLS key opens nothing");
+
+        // A key belongs to one site, also one from before or to come.
+        let claim = SiteCard { former: vec![old.public()], ..card("usz", &thief) };
+        assert!(matches!(roster.add(claim.sign(&thief).unwrap()), Err(Error::SharedKey(..))));
+        let cards =
+            [second.sign(&young), announced.sign(&old), first.sign(&old)].map(Result::unwrap);
+        let offline = Roster::of(cards).unwrap();
+        assert!(holds(&offline, &old) && offline.trusted(&first.site) == Ok(&second));
+        roster.revoke(&first.site).unwrap();
+        assert!(roster.signing_key(&first.site, &said(&old)).is_err());
+        announced.next = Some(announced.keys());
+        assert!(announced.sign(&old).is_err());
     }
 }

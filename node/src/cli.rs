@@ -19,6 +19,8 @@ pub struct Arguments {
 pub enum Command {
     /// Make a site's keys, card and configuration.
     Init(Init),
+    /// Renew the card of a site whose daemon does not run, for the same keys.
+    RenewCard(RenewCard),
     /// Run the daemon in the foreground.
     Run(Run),
     /// Check the configuration, keys and card, and say what is wrong.
@@ -42,6 +44,17 @@ pub struct Run {
     /// Stop when standard input ends; for whoever starts a node and must not outlive it.
     #[arg(long)]
     pub until_stdin_closes: bool,
+}
+
+/// What `renew-card` takes.
+#[derive(Debug, clap::Args)]
+pub struct RenewCard {
+    /// Where the site lives.
+    #[command(flatten)]
+    pub home: Home,
+    /// Days for which the card is valid.
+    #[arg(long, default_value_t = 730, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub valid_days: u32,
 }
 
 /// What `init` takes.

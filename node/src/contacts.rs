@@ -5,7 +5,7 @@ use crate::daemon::{Daemon, unix_now};
 use crate::identity::Identity;
 use crate::tls;
 use hyper_util::rt::TokioIo;
-use rondo::ids::SiteId;
+use rondo::ids::{Digest, SiteId};
 use rondo_proto::MESSAGE_MAX_BYTES;
 use rondo_proto::peer::peer_client::PeerClient;
 use rustls::pki_types::ServerName;
@@ -66,6 +66,8 @@ pub struct Contact {
     pub last: u64,
     /// Why the last call failed; empty if it did not.
     pub problem: String,
+    /// Digest of the card by which it knows this site, as far as it said.
+    pub held: Option<Digest>,
 }
 
 /// All peers' contacts.
@@ -77,6 +79,12 @@ impl Contacts {
     #[must_use]
     pub fn of(&self, site: &SiteId) -> Contact {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(site).cloned().unwrap_or_default()
+    }
+
+    /// Notes by which card `site` says that it knows this site.
+    pub fn note_held(&self, site: &SiteId, card: Digest) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(site.clone()).or_default().held = Some(card);
     }
 
     /// Whether the last call to `site` worked; false if there was none.

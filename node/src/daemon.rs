@@ -1,6 +1,6 @@
 //! The sole owner of a site's state: commits each event to the journal, then adopts it, then tells.
 
-use crate::identity::Identity;
+use crate::identity::Own;
 use crate::journal::{self, Journal};
 use rondo::envelope::{self, Envelope};
 use rondo::ids::{RoundId, SiteId};
@@ -54,16 +54,12 @@ impl Daemon {
     /// Takes over journal and state, which already hold the site's own card. The thread ends, and
     /// with it the journal is closed in order, when the last handle is dropped.
     #[must_use]
-    pub fn start(
-        journal: Journal,
-        state: SiteState,
-        identity: Arc<Identity>,
-    ) -> (Self, JoinHandle<()>) {
-        let site = identity.own.site.clone();
+    pub fn start(journal: Journal, state: SiteState, own: Own) -> (Self, JoinHandle<()>) {
+        let site = own.now().own.site.clone();
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (publish, states) = watch::channel(Arc::new(state));
         let (count, records) = watch::channel(journal.len());
-        let owner = Owner { journal, identity, publish, count };
+        let owner = Owner { journal, own, publish, count };
         // SQLite blocks, so the owner has a thread of its own.
         let thread = std::thread::spawn(move || owner.run(inbox));
         (Self { commands, states, site, records }, thread)
@@ -117,7 +113,7 @@ impl Daemon {
 
 struct Owner {
     journal: Journal,
-    identity: Arc<Identity>,
+    own: Own,
     publish: watch::Sender<Arc<SiteState>>,
     count: watch::Sender<u64>,
 }
@@ -146,15 +142,16 @@ impl Owner {
     }
 
     fn tell(&mut self, round: RoundId, body: ReceiptBody) -> Result<Envelope, Error> {
+        let own = self.own.now();
         let told = {
             let state = self.publish.borrow();
             let known = state.rounds().get(&round);
-            known.and_then(|r| r.receipts.get(&self.identity.own.site)).map_or(0, Vec::len)
+            known.and_then(|r| r.receipts.get(&own.own.site)).map_or(0, Vec::len)
         };
         let number = u32::try_from(told).unwrap_or(u32::MAX).saturating_add(1);
-        let site = self.identity.own.site.clone();
+        let site = own.own.site.clone();
         let receipt = Receipt { round, site, number, at: unix_now(), body };
-        let envelope = receipt.sign(&self.identity.signing)?;
+        let envelope = receipt.sign(&own.signing)?;
         self.adopt(&Event::Receipt { receipt: envelope.clone() })?;
         Ok(envelope)
     }

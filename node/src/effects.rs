@@ -3,7 +3,7 @@
 
 use crate::contacts::{self, Contacts, connect};
 use crate::daemon::{Daemon, unix_now};
-use crate::identity::Identity;
+use crate::identity::Own;
 use crate::rpc::peer::BATCH_MAX;
 use crate::store::Store;
 use crate::trainer::{Assignment, Trained, TrainerHub};
@@ -16,7 +16,6 @@ use rondo::transfer::ChunkTable;
 use rondo_proto::peer::peer_client::PeerClient;
 use rondo_proto::peer::{Chunk, Offer, OfferAnswer, ReceiptBatch, offer_answer::Answer};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -41,7 +40,7 @@ pub struct Workers {
     /// The state.
     pub daemon: Daemon,
     /// Keys for calling peers and signing manifests.
-    pub identity: Arc<Identity>,
+    pub own: Own,
     /// Checkpoints.
     pub store: Store,
     /// The trainer.
@@ -182,7 +181,7 @@ impl Workers {
             let batch =
                 ReceiptBatch { round: round.as_bytes().to_vec(), receipts: batch.collect() };
             let outcome = async {
-                let mut peer = connect(&self.identity, &self.daemon, to).await?;
+                let mut peer = connect(&self.own.now(), &self.daemon, to).await?;
                 let answer = call(to, peer.deliver_receipts(batch)).await?;
                 Ok(answer.number)
             };
@@ -235,7 +234,7 @@ impl Workers {
         };
         let table = manifest.weights.clone();
         let outcome = async {
-            let mut peer = connect(&self.identity, &self.daemon, to).await?;
+            let mut peer = connect(&self.own.now(), &self.daemon, to).await?;
             let answer = call(to, peer.offer_checkpoint(offer)).await?;
             self.send_wanted(&mut peer, to, round, visit, &table, &bytes, answer).await
         };
@@ -374,7 +373,7 @@ impl Workers {
             tracing::error!("contributing visit {visit}: {e}");
             StallReason::Storage
         };
-        let manifest = manifest.sign(&self.identity.signing).map_err(|e| failed(&e))?;
+        let manifest = manifest.sign(&self.own.now().signing).map_err(|e| failed(&e))?;
         let body = ReceiptBody::Contributed { manifest };
         self.daemon.tell(round, body).await.map_err(|e| failed(&e))?;
         tracing::info!(round = round.short(), visit = visit.0, weights = %trained.weights.short(), "contributed");

@@ -1,13 +1,16 @@
 //! From the command line to a running daemon, and down again.
 
-use crate::cli::{Arguments, Command, Init, Run};
+use crate::cli::{Arguments, Command, Init, RenewCard, Run};
 use crate::config::{self, Config};
 use crate::contacts::Contacts;
 use crate::daemon::{Daemon, unix_now};
 use crate::durable::{self, Mode};
 use crate::effects::Workers;
-use crate::identity::{self, Identity, NewSite};
+use crate::expiry;
+use crate::greeting::Greeter;
+use crate::identity::{self, Identity, NewSite, Own};
 use crate::journal::{self, Journal};
+use crate::renewal::Renewal;
 use crate::rpc::control::ControlService;
 use crate::rpc::peer::PeerService;
 use crate::rpc::trainer::TrainerService;
@@ -23,7 +26,6 @@ use std::io::IsTerminal as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -43,6 +45,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let outcome = match arguments.command {
         Command::Init(init) => make_site(&init),
+        Command::RenewCard(renew) => renew_card(&renew),
         Command::Run(run) => serve(&run),
         Command::CheckConfig(home) => check(&home.home),
     };
@@ -168,6 +171,22 @@ fn check(home: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn renew_card(renew: &RenewCard) -> anyhow::Result<()> {
+    let home = &renew.home.home;
+    let _lock = lock(home)?;
+    let renewed = Identity::load(home)?.renew_card(home, unix_now(), renew.valid_days)?;
+    #[allow(clippy::print_stdout, reason = "the answer of a command")]
+    {
+        println!(
+            "new card of {} in {}; fingerprint {} as before",
+            renewed.own.site,
+            home.join(identity::CARD).display(),
+            renewed.own.fingerprint()
+        );
+    }
+    Ok(())
+}
+
 fn serve(run: &Run) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("RONDO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -177,21 +196,23 @@ fn serve(run: &Run) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let home = &run.home.home;
     let config = Config::load(home)?;
-    let identity = Arc::new(Identity::load(home)?);
+    let identity = Identity::load(home)?;
     identity.own.valid_at(unix_now()).map_err(|e| anyhow::anyhow!("this site's own card: {e}"))?;
     let lock = lock(home)?;
+    identity.settle(home)?;
     let (mut journal, mut state) = Journal::open(&home.join(journal::FILE))?;
     open_site(&mut journal, &mut state, &identity)?;
+    let own = Own::new(identity);
     let store = Store::open(&home.join("store"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("starting the runtime")?;
-    let (daemon, journal_thread) = Daemon::start(journal, state, identity.clone());
+    let (daemon, journal_thread) = Daemon::start(journal, state, own.clone());
     let ended = runtime.block_on(async {
         tokio::select! {
-            ended = live(&config, identity, daemon, store) => ended,
+            ended = live(&config, home, own, daemon, store) => ended,
             () = stop_requested(run.until_stdin_closes) => Ok(()),
         }
     });
@@ -233,13 +254,14 @@ fn open_site(
 
 async fn live(
     config: &Config,
-    identity: Arc<Identity>,
+    home: &Path,
+    own: Own,
     daemon: Daemon,
     store: Store,
 ) -> anyhow::Result<()> {
     let hub = TrainerHub::default();
     let contacts = Contacts::default();
-    let tls = tls::server(&identity, daemon.states()).context("preparing TLS")?;
+    let tls = tls::server(&own, daemon.states()).context("preparing TLS")?;
     let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(|e| {
         SocketProblem(format!(
             "listening on {}: {e}; free the port or choose another in {}",
@@ -250,23 +272,27 @@ async fn live(
     let unix = |path: &Path| listen::bind_unix(path).map_err(|e| SocketProblem(format!("{e:#}")));
     let control_socket = unix(&config.control_socket)?;
     let trainer_socket = unix(&config.trainer_socket)?;
-    let peers = PeerService::new(daemon.clone(), store.clone(), contacts.clone());
+    let greeter = Greeter::new(daemon.clone(), own.clone(), contacts.clone());
+    let peers = PeerService::new(store.clone(), greeter.clone());
     let trainer = TrainerService::new(hub.clone(), store.clone());
     let control = ControlService {
         daemon: daemon.clone(),
         store: store.clone(),
         hub: hub.clone(),
         contacts: contacts.clone(),
-        identity: identity.clone(),
+        greeter: greeter.clone(),
+        renewal: Renewal::new(home.to_owned(), greeter.clone()),
     };
     let states = daemon.states();
-    let workers = Workers { daemon, identity, store, hub: hub.clone(), contacts };
+    let workers = Workers { daemon: daemon.clone(), own, store, hub: hub.clone(), contacts };
     tracing::info!(address = %config.listen, control = %config.control_socket.display(), "ready");
     let ended = tokio::select! {
         ended = listen::peers(listener, tls, states, peers) => ended,
         ended = listen::control(control_socket, control) => ended,
         ended = listen::trainer(trainer_socket, trainer) => ended,
         () = workers.run() => Ok(()),
+        () = greeter.run() => Ok(()),
+        () = expiry::watch(daemon) => Ok(()),
         () = async { hub.supervise(config).await; std::future::pending().await } => Ok(()),
     };
     ended.context("serving")

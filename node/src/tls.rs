@@ -1,6 +1,6 @@
 //! Mutual TLS 1.3 among rostered sites: a key is accepted because it is pinned, for no other reason.
 
-use crate::identity::{Identity, public_key_digest};
+use crate::identity::{Identity, Own, public_key_digest};
 use rondo::ids::SiteId;
 use rondo::round::SiteState;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -24,17 +24,17 @@ const HTTP2: &[u8] = b"h2";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller(pub SiteId);
 
-/// TLS for peers that connect here.
+/// TLS for peers that connect here, with the keys that are in force at each handshake.
 ///
 /// # Errors
 /// If the keys cannot be used.
-pub fn server(identity: &Identity, states: States) -> Result<ServerConfig, Error> {
+pub fn server(own: &Own, states: States) -> Result<ServerConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let pins = Arc::new(Pins { provider: provider.clone(), states, expected: None });
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(pins)
-        .with_single_cert(vec![identity.tls_certificate.clone()], identity.tls_key.clone_key())?;
+        .with_cert_resolver(Arc::new(own.clone()));
     // A resumed session would be let in on what its certificate was worth then.
     config.send_tls13_tickets = 0;
     config.alpn_protocols = vec![HTTP2.to_vec()];
@@ -89,8 +89,8 @@ impl Pins {
         };
         let state = self.states.borrow();
         // Its own card is in a site's roster, but a site has no business calling itself.
-        let own = state.own().map(|card| card.tls_key);
-        let card = state.roster().by_tls_key(&key).filter(|_| Some(key) != own);
+        let own = state.own().map(|card| &card.site);
+        let card = state.roster().by_tls_key(&key).filter(|card| Some(&card.site) != own);
         match card {
             None => refused(CertificateError::UnknownIssuer),
             Some(card) if self.expected.as_ref().is_some_and(|site| *site != card.site) => {

@@ -94,11 +94,12 @@ pub fn step(state: &SiteState, event: &Event) -> Result<SiteState, Refusal> {
             let (signed, card) = (card, SiteCard::open(card)?);
             // A renewed card of the same site replaces its own entry.
             match &next.own {
-                Some(own) if own.site != card.site || own.signing_key != card.signing_key => {
-                    return Err(Refusal::Owner);
+                Some(own) if own.site != card.site => return Err(Refusal::Owner),
+                Some(own) if own.signing_key == card.signing_key => {
+                    next.roster.revoke(&card.site)?;
                 }
-                Some(_) => next.roster.revoke(&card.site)?,
-                None => {}
+                Some(own) if !card.renews(own) => return Err(Refusal::Owner),
+                _ => {}
             }
             next.roster.add(signed.clone())?;
             next.own = Some(card);
@@ -144,7 +145,7 @@ fn round_mut(state: &mut SiteState, round: RoundId) -> Result<&mut Round, Refusa
 fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refusal> {
     let own = own_site(state)?;
     let claimed = Receipt::unverified(envelope)?;
-    let key = state.roster.trusted(&claimed.site)?.signing_key;
+    let key = state.roster.signing_key(&claimed.site, envelope)?;
     let receipt = Receipt::open(envelope, &key)?;
     let Receipt { round: id, site, number, body, .. } = receipt;
     if let ReceiptBody::Proposed { plan } = &body {

@@ -324,3 +324,78 @@ fn a_damaged_journal_names_the_place() {
     }
     assert_eq!(replay(&site.records), Ok(()));
 }
+
+#[test]
+fn a_site_changes_its_keys_in_the_middle_of_a_round() {
+    use crate::trust::{Keys, Roster, SiteCard};
+    let mut sites = sites();
+    let round = proposed(&mut sites);
+    for site in sites.values_mut() {
+        site.tell(round, ReceiptBody::Approved).unwrap();
+    }
+    while turn(&mut sites) > 0 {}
+    let uker: SiteId = "uker".parse().unwrap();
+    sites.get_mut(&uker).unwrap().tell(round, ReceiptBody::Started).unwrap();
+    for _ in 0..4 {
+        turn(&mut sites);
+    }
+    assert_eq!(sites[&uker].state.rounds()[&round].phase(), RoundPhase::Running);
+
+    let own = sites[&uker].state.own().unwrap().clone();
+    let old = sites[&uker].key.public();
+    let key = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
+    let next = Keys { tls_key: Digest::of(b"next"), signing_key: key.public() };
+    let announced = SiteCard { valid_from: own.valid_from + 1, next: Some(next), ..own.clone() };
+    let changed = SiteCard {
+        valid_from: own.valid_from + 2,
+        tls_key: next.tls_key,
+        signing_key: next.signing_key,
+        former: vec![old],
+        ..own
+    };
+    let announced = announced.sign(&sites[&uker].key).unwrap();
+    let changed = changed.sign(&key).unwrap();
+    let site = sites.get_mut(&uker).unwrap();
+    let early = site.adopt(&Event::SiteOpened { card: changed.clone() });
+    assert_eq!(early, Err(Refusal::Owner), "keys that nobody announced");
+    site.adopt(&Event::SiteOpened { card: announced.clone() }).unwrap();
+    site.adopt(&Event::SiteOpened { card: changed.clone() }).unwrap();
+    site.key = key;
+    for (_, other) in sites.iter_mut().filter(|(id, _)| **id != uker) {
+        other.adopt(&Event::PeerAdded { card: announced.clone() }).unwrap();
+    }
+    // The others know the keys, but not yet that they are in force.
+    for _ in 0..4 {
+        turn(&mut sites);
+    }
+    for (_, other) in sites.iter_mut().filter(|(id, _)| **id != uker) {
+        other.adopt(&Event::PeerAdded { card: changed.clone() }).unwrap();
+    }
+    let mut turns = 0;
+    while turn(&mut sites) > 0 {
+        turns += 1;
+        assert!(turns < 100, "the round does not end");
+    }
+    let history = &sites[&uker].state.rounds()[&round];
+    assert_eq!(history.phase(), RoundPhase::Finished);
+    let hops = |id: &Digest| {
+        let all = history.receipts[&uker].iter().filter(|e| e.key() == *id).count();
+        assert!(all > 0, "nothing was signed with {id}");
+    };
+    hops(&old.id());
+    hops(&next.signing_key.id());
+    // Somebody who knows only the newest cards can check what the old key signed.
+    let passport = history.passport(VisitNo(6)).unwrap();
+    let cards = sites[&uker].state.roster().peers().map(|(_, peer)| peer.signed.clone());
+    let mut roster = Roster::of(cards.collect::<Vec<_>>()).unwrap();
+    assert_eq!(passport.verify(&roster).unwrap().hops().len(), 6);
+    roster.revoke(&uker).unwrap();
+    assert_eq!(passport.verify(&roster).unwrap_err().code(), "passport-signer-revoked");
+    for site in sites.values() {
+        let mut replay = Replay::default();
+        for record in &site.records {
+            replay.adopt(record).unwrap();
+        }
+        assert_eq!(replay.finish().0, site.state, "replay differs at {}", site.id);
+    }
+}

@@ -43,7 +43,7 @@ async fn refusal(who: &Shows, server: SocketAddr) -> rustls::AlertDescription {
 
 async fn greet(who: &Shows, server: SocketAddr) -> Result<String, tonic::Status> {
     let mut peer = who.peer(server).await.map_err(|e| tonic::Status::unavailable(e.to_string()))?;
-    peer.greet(GreetRequest {}).await.map(|answer| answer.into_inner().site)
+    peer.greet(GreetRequest::default()).await.map(|answer| answer.into_inner().site)
 }
 
 #[tokio::test]

@@ -92,6 +92,24 @@ pub(crate) enum Site {
     },
     /// How the daemon and its trainer are.
     Status,
+    /// Prepare next keys and announce them in a new card; change over to them; or renew the card alone.
+    Renew(SiteRenew),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SiteRenew {
+    /// Change over to the keys that were announced.
+    #[arg(long, conflicts_with = "card_only")]
+    pub(crate) activate: bool,
+    /// Change over although some peers do not know the next keys; they must add the new card by hand.
+    #[arg(long, requires = "activate")]
+    pub(crate) force: bool,
+    /// A new card for the same keys; also while the daemon does not run.
+    #[arg(long)]
+    pub(crate) card_only: bool,
+    /// Days for which the new card is valid [default: 730].
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) valid_days: Option<u32>,
 }
 
 #[derive(Debug, Args)]

@@ -90,13 +90,19 @@ pub(crate) fn card_file(path: &Path) -> Result<(Vec<u8>, SiteCard), Failure> {
 /// The roster in a folder of card files.
 pub(crate) fn roster_of_folder(folder: &Path) -> Result<Roster, Failure> {
     let fail = |e| Failure::storage(format!("listing the cards in {}", folder.display()), &e);
-    let mut roster = Roster::default();
+    let mut cards = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
         if path.extension().is_some_and(|end| end == "json") {
-            let (bytes, _) = card_file(&path)?;
-            add(&mut roster, &path.display().to_string(), &bytes)?;
+            let (bytes, card) = card_file(&path)?;
+            cards.push((card.valid_from, path, bytes));
         }
+    }
+    // A site that changed its keys may have several cards there.
+    cards.sort();
+    let mut roster = Roster::default();
+    for (_, path, bytes) in cards {
+        add(&mut roster, &path.display().to_string(), &bytes)?;
     }
     Ok(roster)
 }

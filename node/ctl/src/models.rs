@@ -137,6 +137,8 @@ pub(crate) mod tests {
             endpoints: Vec::new(),
             tls_key: Digest::of(b"tls"),
             signing_key: key.public(),
+            next: None,
+            former: Vec::new(),
             valid_from: 1,
             valid_until: 2,
         };

@@ -3,8 +3,10 @@
 use super::refused;
 use crate::contacts::{Contacts, Reached, reach};
 use crate::daemon::{Daemon, unix_now};
-use crate::effects::call;
-use crate::identity::Identity;
+use crate::expiry;
+use crate::greeting::Greeter;
+use crate::identity::{VALID_DAYS, VALID_DAYS_MAX};
+use crate::renewal::{self, Renewal, Step};
 use crate::store::Store;
 use crate::trainer::TrainerHub;
 use rondo::envelope::Envelope;
@@ -17,11 +19,10 @@ use rondo_proto::control::control_server::Control;
 use rondo_proto::control::{
     AddPeerRequest, GetSiteRequest, ListModelsRequest, ListPeersRequest, ListRoundsRequest,
     ModelList, ModelPart, ModelRequest, ModelView, PeerList, PeerRequest, PeerView, PingView,
-    ProposeRoundRequest, RoundList, RoundRequest, RoundView, SiteView, model_part::Part,
+    ProposeRoundRequest, RenewSiteRequest, RenewalStep, RenewalView, RoundList, RoundRequest,
+    RoundView, SiteView, model_part::Part,
 };
 use rondo_proto::convert::{hop_view, round_view};
-use rondo_proto::peer::GreetRequest;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -44,8 +45,10 @@ pub struct ControlService {
     pub hub: TrainerHub,
     /// When peers were last reached.
     pub contacts: Contacts,
-    /// Its keys and card.
-    pub identity: Arc<Identity>,
+    /// Greets peers; has the site's own card.
+    pub greeter: Greeter,
+    /// Renews the site's own keys and card.
+    pub renewal: Renewal,
 }
 
 impl ControlService {
@@ -85,6 +88,7 @@ impl ControlService {
             last_contact: contact.last,
             problem: contact.problem,
             card: peer.signed.to_json(),
+            warnings: if peer.revoked { Vec::new() } else { expiry::warnings(card, unix_now()) },
         }
     }
 
@@ -196,7 +200,8 @@ impl Control for ControlService {
             open_rounds: count(open),
             trainer: Some(self.hub.view()),
             journal_records: self.daemon.records(),
-            card: self.identity.card.to_json(),
+            card: self.greeter.own.now().card.to_json(),
+            warnings: expiry::warnings(own, unix_now()),
         }))
     }
 
@@ -214,6 +219,11 @@ impl Control for ControlService {
             let text = format!(
                 "the card has fingerprint {found}, not {given}: do not trust it before its site confirms it"
             );
+            return Err(Status::failed_precondition(text));
+        }
+        let known = self.daemon.state().roster().trusted(&opened.site).cloned();
+        if known.is_ok_and(|known| known.valid_from > opened.valid_from) {
+            let text = format!("a newer card of {} is in the roster already", opened.site);
             return Err(Status::failed_precondition(text));
         }
         self.daemon.adopt(Event::PeerAdded { card }).await?;
@@ -239,9 +249,9 @@ impl Control for ControlService {
         self.known_peer(&site)?;
         let outcome = async {
             let Reached { mut client, endpoint, handshake } =
-                reach(&self.identity, &self.daemon, &site).await?;
+                reach(&self.greeter.own.now(), &self.daemon, &site).await?;
             let begun = Instant::now();
-            let greeting = call(&site, client.greet(GreetRequest {})).await?;
+            let greeting = self.greeter.exchange(&site, &mut client).await?;
             let [major, minor, patch] =
                 [greeting.version_major, greeting.version_minor, greeting.version_patch];
             let seconds = |t: u64| i64::try_from(t).unwrap_or(i64::MAX);
@@ -263,6 +273,38 @@ impl Control for ControlService {
             crate::contacts::Error::Trust(e) => Status::permission_denied(e.to_string()),
             e => Status::unavailable(e.to_string()),
         })
+    }
+
+    async fn renew_site(
+        &self,
+        request: Request<RenewSiteRequest>,
+    ) -> Result<Response<RenewalView>, Status> {
+        let request = request.into_inner();
+        let days = if request.valid_days == 0 { VALID_DAYS } else { request.valid_days };
+        if days > VALID_DAYS_MAX {
+            let text = format!("a card may be valid for {VALID_DAYS_MAX} days at most");
+            return Err(Status::invalid_argument(text));
+        }
+        let step = match request.step() {
+            RenewalStep::Prepare => Step::Prepare,
+            RenewalStep::Activate => Step::Activate { force: request.force },
+            RenewalStep::CardOnly => Step::CardOnly,
+            RenewalStep::Unspecified => {
+                return Err(Status::invalid_argument("it is not said what to renew"));
+            }
+        };
+        let renewed = self.renewal.renew(step, days).await.map_err(|e| match e {
+            renewal::Error::Journal(e) => e.into(),
+            e => Status::failed_precondition(e.to_string()),
+        })?;
+        Ok(Response::new(RenewalView {
+            site: renewed.own.site.to_string(),
+            fingerprint: renewed.own.fingerprint(),
+            next_fingerprint: renewed.own.next_fingerprint().unwrap_or_default(),
+            valid_until: renewed.own.valid_until,
+            waiting_for: self.renewal.waiting_for().iter().map(ToString::to_string).collect(),
+            card: renewed.card.to_json(),
+        }))
     }
 
     async fn list_peers(&self, _: Request<ListPeersRequest>) -> Result<Response<PeerList>, Status> {

@@ -1,9 +1,9 @@
 //! What other sites may ask. Default deny: by key at the handshake, then by site, round and visit here.
 
 use super::{received_receipt, refused};
-use crate::contacts::Contacts;
 use crate::daemon::{Daemon, unix_now};
 use crate::effects::CHUNK_PATIENCE;
+use crate::greeting::Greeter;
 use crate::store::{self, Incoming, Store};
 use crate::tls::Caller;
 use rondo::envelope::Envelope;
@@ -28,16 +28,16 @@ pub const BATCH_MAX: usize = 256;
 pub struct PeerService {
     daemon: Daemon,
     store: Store,
-    contacts: Contacts,
+    greeter: Greeter,
     /// Checkpoints that are being received, each by one caller at a time.
     receiving: Arc<Mutex<HashSet<(RoundId, VisitNo)>>>,
 }
 
 impl PeerService {
-    /// Serves `daemon` and `store`.
+    /// Serves the daemon of `greeter`, and `store`.
     #[must_use]
-    pub fn new(daemon: Daemon, store: Store, contacts: Contacts) -> Self {
-        Self { daemon, store, contacts, receiving: Arc::default() }
+    pub fn new(store: Store, greeter: Greeter) -> Self {
+        Self { daemon: greeter.daemon.clone(), store, greeter, receiving: Arc::default() }
     }
 
     /// The caller, if it is (still) trusted: a roster may change while a connection lives.
@@ -195,6 +195,8 @@ impl Drop for Claim {
 impl Peer for PeerService {
     async fn greet(&self, request: Request<GreetRequest>) -> Result<Response<Greeting>, Status> {
         let caller = self.caller(&request)?;
+        let said = request.into_inner();
+        self.greeter.learn(&caller, &said.card, &said.holds).await;
         let [version_major, version_minor, version_patch] = crate::version();
         let site = self.daemon.site().to_string();
         let now = unix_now();
@@ -204,7 +206,9 @@ impl Peer for PeerService {
             version_minor,
             version_patch,
             now,
-            reaches_you: self.contacts.reaches(&caller),
+            card: self.greeter.own.now().card.to_json(),
+            reaches_you: self.greeter.contacts.reaches(&caller),
+            holds: self.greeter.holds(&caller),
         }))
     }
 

@@ -27,6 +27,9 @@ pub struct SiteView {
     /// The site's signed card, a DSSE envelope in JSON.
     #[prost(bytes = "vec", tag = "11")]
     pub card: ::prost::alloc::vec::Vec<u8>,
+    /// What the operator should do something about before it breaks.
+    #[prost(string, repeated, tag = "20")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TrainerView {
@@ -85,6 +88,8 @@ pub struct PeerView {
     pub problem: ::prost::alloc::string::String,
     #[prost(bytes = "vec", tag = "9")]
     pub card: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, repeated, tag = "20")]
+    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProposeRoundRequest {
@@ -292,6 +297,35 @@ pub struct PingView {
     #[prost(bool, tag = "9")]
     pub reaches_you: bool,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewSiteRequest {
+    #[prost(enumeration = "RenewalStep", tag = "1")]
+    pub step: i32,
+    /// Days for which the new card is valid.
+    #[prost(uint32, tag = "2")]
+    pub valid_days: u32,
+    /// Change over although some peers have not adopted the next keys.
+    #[prost(bool, tag = "3")]
+    pub force: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewalView {
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+    /// Of the keys in force.
+    #[prost(string, tag = "2")]
+    pub fingerprint: ::prost::alloc::string::String,
+    /// Of the announced keys; empty if there are none.
+    #[prost(string, tag = "3")]
+    pub next_fingerprint: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub valid_until: u64,
+    /// Trusted peers that have not adopted this site's card as it is now.
+    #[prost(string, repeated, tag = "5")]
+    pub waiting_for: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bytes = "vec", tag = "6")]
+    pub card: ::prost::alloc::vec::Vec<u8>,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum RoundPhase {
@@ -361,6 +395,41 @@ impl VisitPhase {
             "VISIT_PHASE_TRAINING" => Some(Self::Training),
             "VISIT_PHASE_CONTRIBUTED" => Some(Self::Contributed),
             "VISIT_PHASE_HANDED_OVER" => Some(Self::HandedOver),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RenewalStep {
+    Unspecified = 0,
+    /// Makes next keys and a card that announces them.
+    Prepare = 1,
+    /// Changes over to the next keys.
+    Activate = 2,
+    /// A new card for the same keys.
+    CardOnly = 3,
+}
+impl RenewalStep {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RENEWAL_STEP_UNSPECIFIED",
+            Self::Prepare => "RENEWAL_STEP_PREPARE",
+            Self::Activate => "RENEWAL_STEP_ACTIVATE",
+            Self::CardOnly => "RENEWAL_STEP_CARD_ONLY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RENEWAL_STEP_UNSPECIFIED" => Some(Self::Unspecified),
+            "RENEWAL_STEP_PREPARE" => Some(Self::Prepare),
+            "RENEWAL_STEP_ACTIVATE" => Some(Self::Activate),
+            "RENEWAL_STEP_CARD_ONLY" => Some(Self::CardOnly),
             _ => None,
         }
     }
@@ -750,6 +819,28 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rondo.control.v1.Control", "PingPeer"));
             self.inner.unary(req, path, codec).await
         }
+        /// Prepares next keys, changes over to them, or renews the card alone.
+        pub async fn renew_site(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewSiteRequest>,
+        ) -> std::result::Result<tonic::Response<super::RenewalView>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rondo.control.v1.Control/RenewSite",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rondo.control.v1.Control", "RenewSite"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -841,6 +932,11 @@ pub mod control_server {
             &self,
             request: tonic::Request<super::PeerRequest>,
         ) -> std::result::Result<tonic::Response<super::PingView>, tonic::Status>;
+        /// Prepares next keys, changes over to them, or renews the card alone.
+        async fn renew_site(
+            &self,
+            request: tonic::Request<super::RenewSiteRequest>,
+        ) -> std::result::Result<tonic::Response<super::RenewalView>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct ControlServer<T> {
@@ -1517,6 +1613,49 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PingPeerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rondo.control.v1.Control/RenewSite" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenewSiteSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::RenewSiteRequest>
+                    for RenewSiteSvc<T> {
+                        type Response = super::RenewalView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenewSiteRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::renew_site(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenewSiteSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,7 +1,7 @@
 //! `rondo peer`.
 
 use crate::args::{Global, Peer};
-use crate::daemon::card_file;
+use crate::daemon::{card_file, open_card};
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, note};
 use crate::render::day;
@@ -31,6 +31,13 @@ async fn add(
     let (bytes, card) = card_file(path)?;
     let fingerprint = match fingerprint {
         Some(given) => compare(&given, &card)?,
+        None if renews_known(&card, global).await? => {
+            note(&format!(
+                "{} is known: the card is signed by a key that is trusted already",
+                card.site
+            ));
+            card.fingerprint()
+        }
         None => ask(&card)?,
     };
     let request = AddPeerRequest { card: bytes, fingerprint };
@@ -45,6 +52,23 @@ async fn add(
     output.give("rondo.peer/1", peer_json(&peer), || {
         format!("{} ({}) is trusted now; fingerprint {}", peer.site, peer.name, peer.fingerprint)
     })
+}
+
+/// Whether the roster has this site with the card's keys, or with a card that announced them: then
+/// there is nothing to compare by phone again.
+async fn renews_known(card: &SiteCard, global: &Global) -> Result<bool, Failure> {
+    let peers = global
+        .daemon()
+        .await?
+        .list_peers(ListPeersRequest {})
+        .await
+        .map_err(|status| Failure::refused("listing peers", &status))?
+        .into_inner()
+        .peers;
+    let known = peers.iter().find(|p| p.site == card.site.as_str() && !p.revoked);
+    let Some(known) = known else { return Ok(false) };
+    let (_, known) = open_card("of the roster", &known.card)?;
+    Ok(card.keys() == known.keys() || card.renews(&known))
 }
 
 /// The card's fingerprint, if it is the one that was given; blanks and case do not count.

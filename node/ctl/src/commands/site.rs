@@ -1,12 +1,13 @@
 //! `rondo site`.
 
-use crate::args::{Global, Site, SiteInit};
+use crate::args::{Global, Site, SiteInit, SiteRenew};
 use crate::daemon::card_file;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, note};
 use crate::programs;
-use crate::render::site::{site_json, site_text};
-use rondo_proto::control::GetSiteRequest;
+use crate::render::day;
+use crate::render::site::{renewal_json, site_json, site_text};
+use rondo_proto::control::{GetSiteRequest, RenewSiteRequest, RenewalStep, RenewalView};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::Path;
@@ -16,6 +17,7 @@ pub(crate) async fn run(command: Site, global: &Global, output: Output) -> Resul
         Site::Init(init) => self::init(&init, global, output).await,
         Site::Card { out } => card(out.as_deref(), global, output),
         Site::Status => status(global, output).await,
+        Site::Renew(renew) => self::renew(&renew, global, output).await,
     }
 }
 
@@ -99,6 +101,87 @@ async fn status(global: &Global, output: Output) -> Result<(), Failure> {
         .map_err(|status| Failure::refused("asking the daemon how it is", &status))?
         .into_inner();
     output.give("rondo.site-status/1", site_json(&site), || site_text(&site))
+}
+
+async fn renew(renew: &SiteRenew, global: &Global, output: Output) -> Result<(), Failure> {
+    let step = match renew {
+        SiteRenew { activate: true, .. } => RenewalStep::Activate,
+        SiteRenew { card_only: true, .. } => RenewalStep::CardOnly,
+        _ => RenewalStep::Prepare,
+    };
+    let mut daemon = match global.daemon().await {
+        // A daemon does not run with an expired card, so its card can be renewed without it.
+        Err(e) if renew.card_only && e.exit == Exit::Unreachable => {
+            return renew_offline(renew, global, output).await;
+        }
+        daemon => daemon?,
+    };
+    let request = RenewSiteRequest {
+        step: step.into(),
+        valid_days: renew.valid_days.unwrap_or_default(),
+        force: renew.force,
+    };
+    let attempted = match step {
+        RenewalStep::Activate => "changing over to the next keys",
+        RenewalStep::CardOnly => "renewing the card",
+        _ => "preparing next keys",
+    };
+    let renewed = daemon
+        .renew_site(request)
+        .await
+        .map_err(|status| Failure::refused(attempted, &status))?
+        .into_inner();
+    output.give("rondo.site-renewal/1", renewal_json(&renewed), || renewal_text(step, &renewed))
+}
+
+fn renewal_text(step: RenewalStep, renewed: &RenewalView) -> String {
+    let site = &renewed.site;
+    let mut lines = match step {
+        RenewalStep::Activate => {
+            vec![format!("{site} uses its new keys; fingerprint {}", renewed.fingerprint)]
+        }
+        RenewalStep::CardOnly => vec![format!("{site} has a new card for the same keys")],
+        _ => vec![
+            format!("{site} has next keys; fingerprint {}", renewed.next_fingerprint),
+            "Change over with `rondo site renew --activate` when every peer has the new card."
+                .to_owned(),
+        ],
+    };
+    lines.push(format!("card valid until  {}", day(renewed.valid_until)));
+    lines.push(match renewed.waiting_for.as_slice() {
+        [] => "Every peer has the new card.".to_owned(),
+        sites => format!(
+            "Not yet known to have it: {}. Their daemons fetch it; or give it to them for `rondo peer add`.",
+            sites.join(", ")
+        ),
+    });
+    lines.join("\n")
+}
+
+async fn renew_offline(renew: &SiteRenew, global: &Global, output: Output) -> Result<(), Failure> {
+    let home = global.home()?;
+    let program = programs::find(programs::NODE)?;
+    let mut args: Vec<OsString> = vec!["renew-card".into(), "--home".into(), home.clone().into()];
+    if let Some(days) = renew.valid_days {
+        args.extend(["--valid-days".into(), days.to_string().into()]);
+    }
+    programs::printed(&program, &args).await?;
+    let (bytes, card) = card_file(&home.join("card.json"))?;
+    let renewed = RenewalView {
+        site: card.site.to_string(),
+        fingerprint: card.fingerprint(),
+        next_fingerprint: card.next_fingerprint().unwrap_or_default(),
+        valid_until: card.valid_until,
+        waiting_for: Vec::new(),
+        card: bytes,
+    };
+    output.give("rondo.site-renewal/1", renewal_json(&renewed), || {
+        format!(
+            "{} has a new card for the same keys, valid until {}\nIts daemon does not run; peers get the card from it once it does.",
+            card.site,
+            day(card.valid_until)
+        )
+    })
 }
 
 #[cfg(test)]

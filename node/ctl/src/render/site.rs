@@ -1,7 +1,7 @@
 //! Sites and peers.
 
 use super::{day, moment, table};
-use rondo_proto::control::{PeerView, PingView, SiteView, TrainerView};
+use rondo_proto::control::{PeerView, PingView, RenewalView, SiteView, TrainerView};
 use serde_json::{Value, json};
 
 /// Clocks that differ by more make receipts hard to read, and in the end cards invalid.
@@ -28,6 +28,7 @@ pub(crate) fn site_json(site: &SiteView) -> Value {
         "journal_records": site.journal_records,
         "trainer": trainer_json(&trainer),
         "card": card_json(&site.card),
+        "warnings": site.warnings,
     })
 }
 
@@ -61,7 +62,9 @@ pub(crate) fn site_text(site: &SiteView) -> String {
         ("journal", format!("{} records", site.journal_records)),
         ("trainer", trainer),
     ];
-    lines.map(|(what, text)| format!("{what:<18}{text}")).join("\n")
+    let mut text = lines.map(|(what, text)| format!("{what:<18}{text}")).to_vec();
+    text.extend(site.warnings.iter().map(|w| format!("warning: {w}")));
+    text.join("\n")
 }
 
 /// One line about a trainer.
@@ -91,6 +94,19 @@ pub(crate) fn peer_json(peer: &PeerView) -> Value {
         "last_contact": (peer.last_contact > 0).then_some(peer.last_contact),
         "problem": peer.problem,
         "card": card_json(&peer.card),
+        "warnings": peer.warnings,
+    })
+}
+
+pub(crate) fn renewal_json(renewed: &RenewalView) -> Value {
+    json!({
+        "site": renewed.site,
+        "fingerprint": renewed.fingerprint,
+        "next_fingerprint":
+            (!renewed.next_fingerprint.is_empty()).then_some(&renewed.next_fingerprint),
+        "valid_until": renewed.valid_until,
+        "waiting_for": renewed.waiting_for,
+        "card": card_json(&renewed.card),
     })
 }
 
@@ -116,7 +132,9 @@ pub(crate) fn peers_text(peers: &[PeerView]) -> String {
             state.to_owned(),
         ]
     };
-    table(&head, &[], peers.iter().map(row).collect())
+    let mut text = vec![table(&head, &[], peers.iter().map(row).collect())];
+    text.extend(peers.iter().flat_map(|p| &p.warnings).map(|w| format!("warning: {w}")));
+    text.join("\n")
 }
 
 /// What is not as it should be between two sites.
@@ -185,6 +203,12 @@ mod tests {
         let site = SiteView { site: "uker".into(), trainer: Some(trainer), ..Default::default() };
         assert_eq!(site_json(&site)["trainer"]["quarantined_cases"], 2);
         assert!(site_text(&site).contains("dials out only"));
+        let warnings = vec!["the card of uker expires in 7 days".to_owned()];
+        let site = SiteView { warnings: warnings.clone(), ..site };
+        assert!(site_text(&site).ends_with("warning: the card of uker expires in 7 days"));
+        assert_eq!(site_json(&site)["warnings"][0], warnings[0]);
+        let peers = [PeerView { site: "uker".into(), warnings, ..Default::default() }];
+        assert!(peers_text(&peers).ends_with("expires in 7 days"));
     }
 
     #[test]
