@@ -25,6 +25,22 @@ pub enum Command {
     Run(Run),
     /// Check the configuration, keys and card, and say what is wrong.
     CheckConfig(Home),
+    /// Try whether the daemon could open a file: restrict this process as the daemon is, and open it.
+    /// Exits with 0 if that is refused. Run it as the daemon's user.
+    CheckBoundary(CheckBoundary),
+    /// Start the trainer for the daemon that is the standard input.
+    #[command(name = crate::starter::COMMAND, hide = true)]
+    StartTrainer(Home),
+}
+
+/// What `check-boundary` takes.
+#[derive(Debug, clap::Args)]
+pub struct CheckBoundary {
+    /// Where the site lives.
+    #[command(flatten)]
+    pub home: Home,
+    /// The file or folder to try, such as an image.
+    pub file: PathBuf,
 }
 
 /// Where a site lives.

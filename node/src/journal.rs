@@ -65,6 +65,8 @@ impl Journal {
         let connection =
             Connection::open_with_flags(path, flags).map_err(fail("opening the journal"))?;
         let open = || -> rusqlite::Result<i32> {
+            // Nowhere but in its home may the daemon make a file.
+            connection.pragma_update(None, "temp_store", "MEMORY")?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "synchronous", "FULL")?;
             let id: i32 = connection.pragma_query_value(None, "application_id", |r| r.get(0))?;

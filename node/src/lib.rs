@@ -3,6 +3,7 @@
 //! It links no image and no tensor code. Start reading at [`daemon`] (who owns the state) and
 //! [`effects`] (what the state makes happen); [`rpc`] and [`listen`] are how others get in.
 
+pub mod boundary;
 pub mod cli;
 pub mod config;
 pub mod connection;
@@ -18,6 +19,7 @@ pub mod listen;
 pub mod renewal;
 pub mod rpc;
 mod start;
+pub mod starter;
 pub mod store;
 pub mod tls;
 pub mod trainer;

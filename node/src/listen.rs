@@ -13,6 +13,7 @@ use rondo_proto::trainer::trainer_link_server::TrainerLinkServer;
 use rustls::ServerConfig;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -186,7 +187,7 @@ pub async fn trainer(
 ///
 /// # Errors
 /// A sentence with the path.
-pub fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
+pub fn bind_unix(path: &Path) -> anyhow::Result<StdUnixListener> {
     use anyhow::Context as _;
     let shown = path.display();
     if path.as_os_str().len() > SOCKET_PATH_MAX {
@@ -213,10 +214,11 @@ pub fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
             .with_context(|| format!("removing the old socket {shown}"))?,
         Err(_) => {}
     }
-    let listener = UnixListener::bind(path).with_context(|| {
+    let listener = StdUnixListener::bind(path).with_context(|| {
         format!("opening the socket {shown}; its folder must be writable for this user")
     })?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("restricting the socket {shown}"))?;
+    listener.set_nonblocking(true).with_context(|| format!("preparing the socket {shown}"))?;
     Ok(listener)
 }

@@ -1,6 +1,7 @@
 //! From the command line to a running daemon, and down again.
 
-use crate::cli::{Arguments, Command, Init, RenewCard, Run};
+use crate::boundary::{self, FileAccess, Tried};
+use crate::cli::{Arguments, CheckBoundary, Command, Init, RenewCard, Run};
 use crate::config::{self, Config};
 use crate::contacts::Contacts;
 use crate::daemon::{Daemon, unix_now};
@@ -14,6 +15,7 @@ use crate::renewal::Renewal;
 use crate::rpc::control::ControlService;
 use crate::rpc::peer::PeerService;
 use crate::rpc::trainer::TrainerService;
+use crate::starter::{self, Starter};
 use crate::store::Store;
 use crate::trainer::TrainerHub;
 use crate::{listen, tls};
@@ -24,6 +26,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::IsTerminal as _;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -48,6 +51,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::RenewCard(renew) => renew_card(&renew),
         Command::Run(run) => serve(&run),
         Command::CheckConfig(home) => check(&home.home),
+        Command::CheckBoundary(check) => check_boundary(&check),
+        Command::StartTrainer(home) => starter::run(&home.home),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -187,6 +192,28 @@ fn renew_card(renew: &RenewCard) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn check_boundary(check: &CheckBoundary) -> anyhow::Result<()> {
+    let file = check.file.display();
+    Config::load(&check.home.home)?;
+    let refused = match boundary::try_open(&check.home.home, &check.file)? {
+        Tried::Refused => "the daemon's restrictions refuse it",
+        Tried::NotThisUser => {
+            "this user may not open it at all; the daemon's restrictions were not needed"
+        }
+        Tried::Opened => anyhow::bail!(
+            "{file} could be opened by the daemon: it lies in the daemon's home or where names are looked up; move it elsewhere"
+        ),
+        Tried::NotRestricted => anyhow::bail!(
+            "{file} could be opened by a daemon of this user: this kernel has no Landlock, or one older than Linux 5.19; let the daemon run as a user of its own, from the systemd unit"
+        ),
+    };
+    #[allow(clippy::print_stdout, reason = "the answer of a command")]
+    {
+        println!("{file}: {refused}");
+    }
+    Ok(())
+}
+
 fn serve(run: &Run) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("RONDO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -200,6 +227,20 @@ fn serve(run: &Run) -> anyhow::Result<()> {
     identity.own.valid_at(unix_now()).map_err(|e| anyhow::anyhow!("this site's own card: {e}"))?;
     let lock = lock(home)?;
     identity.settle(home)?;
+    let unix = |path: &Path| listen::bind_unix(path).map_err(|e| SocketProblem(format!("{e:#}")));
+    let sockets = [unix(&config.control_socket)?, unix(&config.trainer_socket)?];
+    let starter =
+        Starter::spawn(&config).context("starting the process that starts the trainer")?;
+    // Before any other thread is there: each thread is restricted as the one that began it.
+    let file_access = boundary::enter(home)?;
+    boundary::check_home(home, &["", "keys", "store", "store/checkpoints", "store/incoming"])?;
+    if file_access == FileAccess::NotRestricted {
+        tracing::warn!(
+            "this kernel has no Landlock, or one older than Linux 5.19: the daemon's access to files is what its user and its systemd unit allow"
+        );
+    } else {
+        tracing::info!(%file_access, "the daemon's access to files is restricted to its home");
+    }
     let (mut journal, mut state) = Journal::open(&home.join(journal::FILE))?;
     open_site(&mut journal, &mut state, &identity)?;
     let own = Own::new(identity);
@@ -209,10 +250,11 @@ fn serve(run: &Run) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("starting the runtime")?;
+    let around = Surroundings { sockets, starter, file_access };
     let (daemon, journal_thread) = Daemon::start(journal, state, own.clone());
     let ended = runtime.block_on(async {
         tokio::select! {
-            ended = live(&config, home, own, daemon, store) => ended,
+            ended = live(&config, home, own, daemon, store, around) => ended,
             () = stop_requested(run.until_stdin_closes) => Ok(()),
         }
     });
@@ -252,12 +294,21 @@ fn open_site(
     Ok(())
 }
 
+/// What was made before the daemon restricted itself, and how it did.
+struct Surroundings {
+    /// For operators, and for the trainer.
+    sockets: [UnixListener; 2],
+    starter: Option<Starter>,
+    file_access: FileAccess,
+}
+
 async fn live(
     config: &Config,
     home: &Path,
     own: Own,
     daemon: Daemon,
     store: Store,
+    around: Surroundings,
 ) -> anyhow::Result<()> {
     let hub = TrainerHub::default();
     let contacts = Contacts::default();
@@ -269,11 +320,10 @@ async fn live(
             config::FILE
         ))
     })?;
-    let unix = |path: &Path| listen::bind_unix(path).map_err(|e| SocketProblem(format!("{e:#}")));
-    let control_socket = unix(&config.control_socket)?;
-    let trainer_socket = unix(&config.trainer_socket)?;
     let greeter = Greeter::new(daemon.clone(), own.clone(), contacts.clone());
     let peers = PeerService::new(store.clone(), greeter.clone());
+    let [control_socket, trainer_socket] = around.sockets.map(tokio::net::UnixListener::from_std);
+    let (control_socket, trainer_socket) = (control_socket?, trainer_socket?);
     let trainer = TrainerService::new(hub.clone(), store.clone());
     let control = ControlService {
         daemon: daemon.clone(),
@@ -282,6 +332,7 @@ async fn live(
         contacts: contacts.clone(),
         greeter: greeter.clone(),
         renewal: Renewal::new(home.to_owned(), greeter.clone()),
+        file_access: around.file_access,
     };
     let states = daemon.states();
     let workers = Workers { daemon: daemon.clone(), own, store, hub: hub.clone(), contacts };
@@ -293,7 +344,12 @@ async fn live(
         () = workers.run() => Ok(()),
         () = greeter.run() => Ok(()),
         () = expiry::watch(daemon) => Ok(()),
-        () = async { hub.supervise(config).await; std::future::pending().await } => Ok(()),
+        failed = async {
+            match hub.supervise(config, around.starter).await {
+                Ok(()) => std::future::pending().await,
+                Err(e) => e,
+            }
+        } => return Err(failed).context("talking to the process that starts the trainer"),
     };
     ended.context("serving")
 }

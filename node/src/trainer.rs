@@ -1,6 +1,7 @@
-//! The link to the site's one trainer, and the process itself where the daemon starts it.
+//! The link to the site's one trainer, and when it is started where the daemon has it started.
 
 use crate::config::Config;
+use crate::starter::{self, Starter};
 use rondo::ids::{Digest, RoundId, VisitNo};
 use rondo::manifest::{Counts, Validation};
 use rondo::recipe::Recipe;
@@ -9,14 +10,11 @@ use rondo_proto::control::{ProgressView, TrainerView};
 use rondo_proto::trainer::{
     DeviceKind, StopTask, Task, TrainProgress, TrainTask, TrainerHello, task,
 };
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
-/// Exit code of a trainer whose libraries could not be loaded.
-const NOT_STARTED: i32 = 127;
 /// First pause before an ended trainer is started again; it doubles up to [`RESTART_MAX`].
 const RESTART_MIN: Duration = Duration::from_secs(1);
 /// Longest pause before an ended trainer is started again.
@@ -252,34 +250,34 @@ impl TrainerHub {
         *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
 
-    /// Starts the configured trainer and starts it again whenever it ends, until dropped.
-    pub async fn supervise(self, config: &Config) {
-        let Some((program, arguments)) = config.trainer_command.split_first() else {
+    /// Lets the configured trainer be started, and again whenever it ends, until dropped.
+    ///
+    /// # Errors
+    /// Outside a runtime.
+    pub async fn supervise(self, config: &Config, starter: Option<Starter>) -> io::Result<()> {
+        let Some(starter) = starter else {
             let socket = config.trainer_socket.display();
             self.set_problem(format!("none is attached; start `rondo-trainer serve --socket {socket} --config trainer.toml`, or let `[trainer] command` in node.toml start it"));
-            return;
+            return Ok(());
         };
-        let program = beside_this_program(program);
-        let log = config.home.join("trainer.log");
+        let mut link = starter.connect()?;
         let mut pause = RESTART_MIN;
         self.set_problem(format!(
             "it was started and has not reported yet; its log is {}",
-            log.display()
+            starter::log(&config.home).display()
         ));
         loop {
             let begun = Instant::now();
-            let ended = match start(&program, arguments, &log) {
-                Err(e) => format!("starting the trainer {}: {e}", program.display()),
-                Ok(mut child) => match child.wait().await {
-                    Ok(status) if status.code() == Some(NOT_STARTED) => format!(
-                        "the trainer could not start, as when libtorch is missing or of another version; the end of its log {} says why",
-                        log.display()
-                    ),
-                    Ok(status) => {
-                        format!("the trainer ended ({status}); its log is {}", log.display())
-                    }
-                    Err(e) => format!("waiting for the trainer: {e}"),
-                },
+            let ended = match link.run_trainer().await {
+                Ok(ended) => ended,
+                Err(e) => {
+                    let text = format!(
+                        "the process that starts the trainer is gone ({e}); restart the daemon"
+                    );
+                    tracing::warn!("{text}");
+                    self.set_problem(text);
+                    return Ok(());
+                }
             };
             if begun.elapsed() > RESTART_MAX {
                 pause = RESTART_MIN;
@@ -306,31 +304,4 @@ impl Drop for StopOnDrop {
         }
         self.hub.current.send_replace(Current::default());
     }
-}
-
-/// A program without a folder is looked for beside this one first, then in `PATH`.
-fn beside_this_program(program: &str) -> PathBuf {
-    let path = Path::new(program);
-    let sibling = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(program)));
-    match sibling {
-        Some(sibling) if path.components().count() == 1 && sibling.is_file() => sibling,
-        _ => path.to_owned(),
-    }
-}
-
-/// The trainer's own words go to a file that only this site reads: they may name cases.
-fn start(
-    program: &Path,
-    arguments: &[String],
-    log: &Path,
-) -> std::io::Result<tokio::process::Child> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(log)?;
-    tokio::process::Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()
 }

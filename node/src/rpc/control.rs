@@ -1,6 +1,7 @@
 //! What the site's own operator may ask, over a unix socket that only that user can open.
 
 use super::refused;
+use crate::boundary::FileAccess;
 use crate::contacts::{Contacts, Reached, reach};
 use crate::daemon::{Daemon, unix_now};
 use crate::expiry;
@@ -49,6 +50,8 @@ pub struct ControlService {
     pub greeter: Greeter,
     /// Renews the site's own keys and card.
     pub renewal: Renewal,
+    /// What the kernel holds this daemon to.
+    pub file_access: FileAccess,
 }
 
 impl ControlService {
@@ -202,6 +205,7 @@ impl Control for ControlService {
             journal_records: self.daemon.records(),
             card: self.greeter.own.now().card.to_json(),
             warnings: expiry::warnings(own, unix_now()),
+            file_access: self.file_access.to_string(),
         }))
     }
 

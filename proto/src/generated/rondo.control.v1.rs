@@ -30,6 +30,9 @@ pub struct SiteView {
     /// What the operator should do something about before it breaks.
     #[prost(string, repeated, tag = "20")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Whether the kernel restricts the daemon's access to files: `landlock-abi-N` or `not-restricted`.
+    #[prost(string, tag = "12")]
+    pub file_access: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TrainerView {

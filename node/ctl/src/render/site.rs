@@ -26,6 +26,7 @@ pub(crate) fn site_json(site: &SiteView) -> Value {
         "peers": site.peers,
         "open_rounds": site.open_rounds,
         "journal_records": site.journal_records,
+        "file_access": site.file_access,
         "trainer": trainer_json(&trainer),
         "card": card_json(&site.card),
         "warnings": site.warnings,
@@ -60,6 +61,7 @@ pub(crate) fn site_text(site: &SiteView) -> String {
         ("peers", site.peers.to_string()),
         ("open rounds", site.open_rounds.to_string()),
         ("journal", format!("{} records", site.journal_records)),
+        ("file access", site.file_access.clone()),
         ("trainer", trainer),
     ];
     let mut text = lines.map(|(what, text)| format!("{what:<18}{text}")).to_vec();
