@@ -36,6 +36,8 @@ const HANDSHAKES_MAX: usize = 64;
 const STREAMS_MAX: u32 = 8;
 /// Longest path of a unix socket on Linux.
 const SOCKET_PATH_MAX: usize = 107;
+/// Bit of a folder's mode: what is made in it has its group.
+const SET_GROUP_ID: u32 = 0o2000;
 
 /// A peer's connection and whose key it was opened with.
 pub struct PeerStream {
@@ -182,8 +184,9 @@ pub async fn trainer(
         .await
 }
 
-/// Opens a unix socket that only this user can reach. The caller holds the lock of the site's home,
-/// so a socket that lies there already belongs to nobody.
+/// Opens a unix socket that only this user can reach; and, in a folder with the set-group-ID bit, the
+/// group of that folder. The caller holds the lock of the site's home, so a socket that lies there
+/// already belongs to nobody.
 ///
 /// # Errors
 /// A sentence with the path.
@@ -217,8 +220,35 @@ pub fn bind_unix(path: &Path) -> anyhow::Result<StdUnixListener> {
     let listener = StdUnixListener::bind(path).with_context(|| {
         format!("opening the socket {shown}; its folder must be writable for this user")
     })?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+    // In such a folder the system gives the socket the folder's group.
+    let shared = path.parent().and_then(|folder| std::fs::metadata(folder).ok());
+    let shared = shared.is_some_and(|folder| folder.permissions().mode() & SET_GROUP_ID != 0);
+    let mode = if shared { 0o660 } else { 0o600 };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("restricting the socket {shown}"))?;
     listener.set_nonblocking(true).with_context(|| format!("preparing the socket {shown}"))?;
     Ok(listener)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_shared_only_where_its_folder_is() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, folder_mode, socket_mode) in
+            [("own", 0o700, 0o600), ("open", 0o755, 0o600), ("shared", 0o2750, 0o660)]
+        {
+            let inside = folder.path().join(name);
+            std::fs::create_dir(&inside).unwrap();
+            let mode = std::fs::Permissions::from_mode(folder_mode);
+            std::fs::set_permissions(&inside, mode).unwrap();
+            let path = inside.join("x.sock");
+            let _socket = bind_unix(&path).unwrap();
+            let made = std::fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(made & 0o7777, socket_mode, "{name}");
+        }
+    }
 }
