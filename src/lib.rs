@@ -9,6 +9,8 @@
 
 pub mod checkpoint;
 pub mod envelope;
+#[cfg(test)]
+mod flips;
 pub mod ids;
 pub mod journal;
 pub mod manifest;
