@@ -101,6 +101,7 @@ impl Shows {
     /// What broke the handshake.
     pub async fn connect(&self, to: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
         let tcp = TcpStream::connect(to).await?;
+        tcp.set_nodelay(true)?;
         let name = ServerName::try_from("rondo.invalid").expect("a name");
         TlsConnector::from(Arc::new(self.config())).connect(name, tcp).await
     }
