@@ -19,7 +19,9 @@ DENY := $(TOOLS)/cargo-deny-0.20.2/bin/cargo-deny
 MACHETE := $(TOOLS)/cargo-machete-0.9.2/bin/cargo-machete
 FUZZ := $(TOOLS)/cargo-fuzz-0.13.2/bin/cargo-fuzz
 FUZZ_SECONDS ?= 600
-FUZZ_TARGETS ?= nifti cohort_toml dicom rtstruct segmentation
+FUZZ_IMAGES := nifti cohort_toml dicom rtstruct segmentation
+FUZZ_WIRE := envelope manifest card receipt passport plan plan_toml record chunk_table checkpoint messages
+FUZZ_TARGETS ?= $(FUZZ_IMAGES) $(FUZZ_WIRE)
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,20 +97,25 @@ bench-imaging: ## Only its part about images: N4, evaluation, DICOM, preprocessi
 	$(IMAGING_VENV)/bin/python -c 'import numpy' 2>/dev/null || peer=(); \
 	cargo bench --locked --quiet --profile dev --workspace --bench imaging -- "$${peer[@]}" $(BENCH)
 
-# Bounds: node/imaging/fuzz/README.md. The folder of the sources has a compiler of its own in
-# rust-toolchain.toml, so the nightly one is named.
-fuzz: $(FUZZ) ## Readers of images against damaged files: FUZZ_SECONDS=600 for each of FUZZ_TARGETS (needs Rust nightly)
+# Bounds: node/imaging/fuzz/README.md and proto/fuzz/README.md. The folder of the sources has a compiler
+# of its own in rust-toolchain.toml, so the nightly one is named.
+fuzz: $(FUZZ) ## Readers of images, messages and journals against damage: FUZZ_SECONDS=600 for each of FUZZ_TARGETS (needs Rust nightly)
 	@rustc +nightly --version >/dev/null 2>&1 || { echo "fuzz: needs a nightly compiler: rustup toolchain install nightly"; exit 1; }
-	@cd node/imaging/fuzz && export PATH="$(dir $(FUZZ)):$$PATH" && \
+	@$(if $(filter $(FUZZ_IMAGES),$(FUZZ_TARGETS)),$(call fuzz_in,node/imaging/fuzz,$(filter $(FUZZ_IMAGES),$(FUZZ_TARGETS))),:)
+	@$(if $(filter $(FUZZ_WIRE),$(FUZZ_TARGETS)),$(call fuzz_in,proto/fuzz,$(filter $(FUZZ_WIRE),$(FUZZ_TARGETS))),:)
+
+define fuzz_in
+	cd $(1) && export PATH="$(dir $(FUZZ)):$$PATH" && \
 	cargo +nightly fuzz build --fuzz-dir . && \
-	target/*/release/seeds corpus && \
-	for target in $(FUZZ_TARGETS); do \
+	"$${CARGO_TARGET_DIR:-target}"/*/release/seeds corpus && \
+	for target in $(2); do \
 	  words=(); one=512; all=1024; \
 	  case "$$target" in dicom|rtstruct|segmentation) words=(-dict=dicom.dict); one=1100; all=3072;; esac; \
 	  echo "fuzz: $$target for $(FUZZ_SECONDS) s"; \
 	  cargo +nightly fuzz run --fuzz-dir . "$$target" -- -max_total_time=$(FUZZ_SECONDS) -max_len=65536 \
 	    -rss_limit_mb=$$all -malloc_limit_mb=$$one -timeout=10 -print_final_stats=1 "$${words[@]}"; \
 	done
+endef
 
 libtorch: ## libtorch 2.9.0 from LIBTORCH, the cache, or the network (the kit linked now, else CPU)
 	$(call provision,)
