@@ -19,6 +19,14 @@ pub const ENVELOPE_MAX_BYTES: usize = 1024 * 1024;
 
 /// Length of an uncompressed P-256 point.
 const POINT_BYTES: usize = 65;
+/// What comes before the point in a SubjectPublicKeyInfo: two sequences, `id-ecPublicKey`,
+/// `prime256v1`, and the head of the bit string (RFC 5480).
+const PUBLIC_KEY_INFO: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
+    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+/// Characters in a line of PEM.
+const PEM_LINE: usize = 64;
 
 /// Why an envelope or key was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +64,21 @@ impl VerifyingKey {
     #[must_use]
     pub fn id(&self) -> Digest {
         Digest::of(&self.0)
+    }
+
+    /// The key as other programs read it: SubjectPublicKeyInfo in PEM, with the line length of RFC 7468.
+    #[must_use]
+    pub fn to_pem(&self) -> String {
+        let encoded = BASE64_STANDARD.encode([&PUBLIC_KEY_INFO[..], &self.0].concat());
+        let mut pem = String::from("-----BEGIN PUBLIC KEY-----\n");
+        for (i, c) in encoded.chars().enumerate() {
+            if i > 0 && i % PEM_LINE == 0 {
+                pem.push('\n');
+            }
+            pem.push(c);
+        }
+        pem.push_str("\n-----END PUBLIC KEY-----\n");
+        pem
     }
 }
 

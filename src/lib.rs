@@ -5,7 +5,7 @@
 //!
 //! Read in this order: [`ids`] → [`plan`] → [`recipe`] → [`round`] (state, event, effect, step) →
 //! [`journal`]; and for what crosses the wire: [`envelope`] → [`manifest`] → [`passport`] →
-//! [`checkpoint`] → [`transfer`] → [`trust`].
+//! [`papers`] → [`checkpoint`] → [`transfer`] → [`trust`].
 
 pub mod checkpoint;
 pub mod envelope;
@@ -14,6 +14,7 @@ mod flips;
 pub mod ids;
 pub mod journal;
 pub mod manifest;
+pub mod papers;
 pub mod passport;
 pub mod plan;
 pub mod recipe;

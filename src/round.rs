@@ -14,8 +14,8 @@ mod step;
 pub use effect::Effect;
 pub use event::Event;
 pub use receipt::{Receipt, ReceiptBody, StallReason};
-pub use state::{Round, RoundPhase, SiteState, Visit, VisitPhase};
-pub use step::{OPEN_ROUNDS_MAX, PROPOSALS_MAX, Refusal, step};
+pub use state::{Imported, Round, RoundPhase, SiteState, Visit, VisitPhase};
+pub use step::{IMPORTED_MAX, OPEN_ROUNDS_MAX, PROPOSALS_MAX, Refusal, step};
 
 #[cfg(test)]
 mod tests;

@@ -165,7 +165,7 @@ pub async fn control(
     service: ControlService,
 ) -> Result<(), tonic::transport::Error> {
     Server::builder()
-        .add_service(ControlServer::new(service))
+        .add_service(ControlServer::new(service).max_decoding_message_size(MESSAGE_MAX_BYTES))
         .serve_with_incoming(UnixListenerStream::new(listener))
         .await
 }

@@ -1,6 +1,7 @@
 //! Services: each handler converts, asks the daemon, converts back.
 
 pub mod control;
+mod models;
 pub mod peer;
 pub mod trainer;
 

@@ -2,6 +2,7 @@
 
 use crate::envelope::Envelope;
 use crate::ids::{RoundId, SiteId};
+use crate::passport::Passport;
 use serde::{Deserialize, Serialize};
 
 /// One thing that happened.
@@ -43,5 +44,10 @@ pub enum Event {
         to: SiteId,
         /// Number of the last receipt it has.
         number: u32,
+    },
+    /// A model of a round that is not known here came as a file, and its weights are stored.
+    ModelImported {
+        /// Its passport, which the roster of that moment verifies.
+        passport: Passport,
     },
 }

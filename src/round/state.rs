@@ -16,6 +16,16 @@ pub struct SiteState {
     pub(super) own: Option<SiteCard>,
     pub(super) roster: Roster,
     pub(super) rounds: BTreeMap<RoundId, Round>,
+    pub(super) imported: BTreeMap<Digest, Imported>,
+}
+
+/// A model that came as a file, of a round that was not known here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Imported {
+    /// Its passport.
+    pub passport: Passport,
+    /// The verified hops; never empty.
+    pub hops: Vec<Manifest>,
 }
 
 /// Where a round stands.
@@ -111,6 +121,12 @@ impl SiteState {
     #[must_use]
     pub fn rounds(&self) -> &BTreeMap<RoundId, Round> {
         &self.rounds
+    }
+
+    /// Models of other rounds that came as files, by the digest of their weights.
+    #[must_use]
+    pub fn imported(&self) -> &BTreeMap<Digest, Imported> {
+        &self.imported
     }
 
     /// Everything that is outstanding, in a stable order.

@@ -2,11 +2,11 @@
 
 use super::event::Event;
 use super::receipt::{Receipt, ReceiptBody};
-use super::state::{Round, RoundPhase, SiteState};
+use super::state::{Imported, Round, RoundPhase, SiteState};
 use crate::envelope::{self, Envelope};
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::manifest::{self, Manifest};
-use crate::passport::{self, verify_hop};
+use crate::passport::{self, Passport, verify_hop};
 use crate::plan::{self, Plan};
 use crate::trust::{self, SiteCard};
 
@@ -14,6 +14,8 @@ use crate::trust::{self, SiteCard};
 pub const OPEN_ROUNDS_MAX: usize = 64;
 /// Plans of one peer that wait for this site's approval at most.
 pub const PROPOSALS_MAX: usize = 8;
+/// Models of other rounds that a site may import.
+pub const IMPORTED_MAX: usize = 1024;
 
 /// Receipts that one site may make in one round, so that a peer cannot fill a journal; what only
 /// tells of attempts has half of it, so that a contribution always fits.
@@ -130,8 +132,23 @@ pub fn step(state: &SiteState, event: &Event) -> Result<SiteState, Refusal> {
             let have = known.delivered.entry(to.clone()).or_default();
             *have = (*have).max(*number);
         }
+        Event::ModelImported { passport } => import(&mut next, passport)?,
     }
     Ok(next)
+}
+
+fn import(state: &mut SiteState, passport: &Passport) -> Result<(), Refusal> {
+    own_site(state)?;
+    let verified = passport.verify(&state.roster)?;
+    if state.imported.contains_key(&verified.weights()) {
+        return Ok(());
+    }
+    if state.imported.len() >= IMPORTED_MAX {
+        return Err(Refusal::Limit("too many imported models at this site"));
+    }
+    let hops = verified.hops().to_vec();
+    state.imported.insert(verified.weights(), Imported { passport: passport.clone(), hops });
+    Ok(())
 }
 
 fn own_site(state: &SiteState) -> Result<SiteId, Refusal> {

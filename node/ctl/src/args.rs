@@ -90,6 +90,12 @@ pub(crate) enum Site {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Write this site's public signing key as PEM, for programs other than Rondo.
+    Key {
+        /// File for it [default: print it].
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// How the daemon and its trainer are.
     Status,
     /// Prepare next keys and announce them in a new card; change over to them; or renew the card alone.
@@ -181,6 +187,20 @@ pub(crate) enum Round {
     Show(RoundName),
     /// Rounds that this site knows.
     List,
+    /// Write every receipt of a round to a file, for a site that no network reaches.
+    Export {
+        /// Digest of the plan, or its first digits (6 at least).
+        #[arg(value_parser = digest_prefix)]
+        round: String,
+        /// FILE.json.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Adopt the receipts of other sites from a file of `rondo round export`.
+    Import {
+        /// FILE.json.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -196,21 +216,27 @@ pub(crate) enum Model {
     List,
     /// Check a checkpoint and its passport: a file offline, or one in this site's store.
     Verify {
-        /// FILE.safetensors with FILE.passport.json beside it, or a digest.
+        /// FILE.rondo, FILE.safetensors with FILE.passport.json beside it, or a digest.
         #[arg(value_name = "FILE|DIGEST")]
         model: String,
         /// Folder of the cards (*.json) to check the passport with [default: the daemon's roster].
         #[arg(long, value_name = "DIR")]
         cards: Option<PathBuf>,
     },
-    /// Copy a checkpoint out of the store, with its passport beside it.
+    /// Copy a checkpoint out of the store, with its passport.
     Export {
         /// Digest of the weights, or its first digits (6 at least).
         #[arg(value_parser = digest_prefix)]
         digest: String,
-        /// FILE.safetensors; the passport becomes FILE.passport.json.
+        /// FILE.rondo for one file (a tar) that another site can import and `model-signing` can check;
+        /// FILE.safetensors for the weights alone, with FILE.passport.json beside them.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+    },
+    /// Take in a model that came as a file: the same checks, journal and receipts as over the network.
+    Import {
+        /// FILE.rondo of `rondo model export` at another site.
+        file: PathBuf,
     },
 }
 

@@ -8,6 +8,7 @@ mod commands;
 mod daemon;
 mod exit;
 mod lab;
+mod model_file;
 mod models;
 mod output;
 mod programs;

@@ -1,5 +1,6 @@
 //! What the site's own operator may ask, over a unix socket that only that user can open.
 
+use super::models::receipt_parts;
 use super::refused;
 use crate::boundary::FileAccess;
 use crate::contacts::{Contacts, Reached, reach};
@@ -14,22 +15,22 @@ use rondo::envelope::Envelope;
 use rondo::ids::{Digest, RoundId, SiteId, VisitNo};
 use rondo::passport::{Passport, VerifiedPassport};
 use rondo::plan::Plan;
-use rondo::round::{Event, ReceiptBody, Refusal, RoundPhase, SiteState};
+use rondo::round::{Event, Imported, ReceiptBody, Refusal, RoundPhase, SiteState};
 use rondo::trust::{self, Peer, SiteCard};
 use rondo_proto::control::control_server::Control;
 use rondo_proto::control::{
     AddPeerRequest, GetSiteRequest, ListModelsRequest, ListPeersRequest, ListRoundsRequest,
     ModelList, ModelPart, ModelRequest, ModelView, PeerList, PeerRequest, PeerView, PingView,
     ProposeRoundRequest, RenewSiteRequest, RenewalStep, RenewalView, RoundList, RoundRequest,
-    RoundView, SiteView, model_part::Part,
+    RoundView, SiteView,
 };
 use rondo_proto::convert::{hop_view, round_view};
 use std::time::{Duration, Instant};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// Bytes of weights in one message of an export.
-const PART_BYTES: usize = 256 * 1024;
+pub(super) const PART_BYTES: usize = 256 * 1024;
 /// Fewest digits of a digest that name it.
 const PREFIX_MIN: usize = 6;
 /// Progress is shown at most this often.
@@ -110,6 +111,8 @@ impl ControlService {
         let state = self.daemon.state();
         let (round, visit, weights) = one(prefix, "model", models(&state, &self.store), |m| m.2)?;
         let known = state.rounds().get(&round).and_then(|r| r.passport(visit));
+        let imported = || state.imported().get(&weights).map(|i| i.passport.clone());
+        let known = known.or_else(imported);
         let passport = known.ok_or_else(|| {
             Status::failed_precondition("a hop of its passport has not arrived here yet")
         })?;
@@ -134,10 +137,14 @@ fn models(state: &SiteState, store: &Store) -> Vec<(RoundId, VisitNo, Digest)> {
     let rounds = state.rounds().iter();
     let all = rounds
         .flat_map(|(id, r)| r.visits.iter().filter_map(|v| Some((*id, v.number, v.weights()?))));
-    all.filter(|(_, _, weights)| store.has(*weights)).collect()
+    let imported = state.imported().iter().filter_map(|(weights, model)| {
+        let last = model.hops.last()?;
+        Some((last.round, last.visit, *weights))
+    });
+    all.chain(imported).filter(|(_, _, weights)| store.has(*weights)).collect()
 }
 
-fn model_view(weights: Digest, verified: &VerifiedPassport) -> ModelView {
+pub(super) fn model_view(weights: Digest, verified: &VerifiedPassport) -> ModelView {
     let last = verified.last();
     ModelView {
         weights: weights.to_string(),
@@ -151,6 +158,18 @@ fn model_view(weights: Digest, verified: &VerifiedPassport) -> ModelView {
 
 fn site_id(text: &str) -> Result<SiteId, Status> {
     text.parse().map_err(|e: rondo::ids::Error| Status::invalid_argument(e.to_string()))
+}
+
+fn imported_view(weights: Digest, model: &Imported) -> Option<ModelView> {
+    let last = model.hops.last()?;
+    Some(ModelView {
+        weights: weights.to_string(),
+        bytes: last.weights.bytes,
+        round: last.round.to_string(),
+        visit: last.visit.0,
+        site: last.site.to_string(),
+        hops: model.hops.iter().map(hop_view).collect(),
+    })
 }
 
 fn find_round(state: &SiteState, prefix: &str) -> Result<RoundId, Status> {
@@ -171,6 +190,7 @@ fn one<T>(
     let mut found: Vec<T> =
         all.into_iter().filter(|t| name(t).to_string().starts_with(prefix)).collect();
     // The same checkpoint may stand in several rounds; any of them will do.
+    found.sort_by_key(|t| name(t));
     found.dedup_by_key(|t| name(t));
     let last = found.pop();
     match (last, found.pop()) {
@@ -186,6 +206,7 @@ fn one<T>(
 impl Control for ControlService {
     type WatchRoundStream = ReceiverStream<Result<RoundView, Status>>;
     type ExportModelStream = tokio_stream::Iter<std::vec::IntoIter<Result<ModelPart, Status>>>;
+    type ExportRoundStream = Self::ExportModelStream;
 
     async fn get_site(&self, _: Request<GetSiteRequest>) -> Result<Response<SiteView>, Status> {
         let state = self.daemon.state();
@@ -397,7 +418,9 @@ impl Control for ControlService {
     ) -> Result<Response<ModelList>, Status> {
         let state = self.daemon.state();
         let list = models(&state, &self.store).into_iter().filter_map(|(id, visit, weights)| {
-            let round = state.rounds().get(&id)?;
+            let Some(round) = state.rounds().get(&id) else {
+                return imported_view(weights, state.imported().get(&weights)?);
+            };
             let manifest = round.manifest(visit)?;
             Some(ModelView {
                 weights: weights.to_string(),
@@ -428,10 +451,27 @@ impl Control for ControlService {
         request: Request<ModelRequest>,
     ) -> Result<Response<Self::ExportModelStream>, Status> {
         let (weights, passport) = self.find_model(&request.into_inner().weights)?;
-        let (_, bytes) = self.verify(weights, &passport)?;
-        let part = |part| Ok(ModelPart { part: Some(part) });
-        let mut parts = vec![part(Part::Passport(passport.to_json()))];
-        parts.extend(bytes.chunks(PART_BYTES).map(|c| part(Part::Weights(c.to_vec()))));
+        let (verified, bytes) = self.verify(weights, &passport)?;
+        let round = verified.plan().round();
+        let parts = self.export_parts(&passport, round, weights, &bytes)?;
+        Ok(Response::new(tokio_stream::iter(parts.into_iter().map(Ok).collect::<Vec<_>>())))
+    }
+
+    async fn import_model(
+        &self,
+        request: Request<Streaming<ModelPart>>,
+    ) -> Result<Response<ModelView>, Status> {
+        self.import(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn export_round(
+        &self,
+        request: Request<RoundRequest>,
+    ) -> Result<Response<Self::ExportRoundStream>, Status> {
+        let state = self.daemon.state();
+        let id = find_round(&state, &request.into_inner().round)?;
+        let round = state.rounds().get(&id).ok_or_else(|| refused(&Refusal::UnknownRound(id)))?;
+        let parts: Vec<_> = receipt_parts(round).into_iter().map(Ok).collect();
         Ok(Response::new(tokio_stream::iter(parts)))
     }
 }

@@ -257,7 +257,7 @@ pub struct HopView {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ModelPart {
-    #[prost(oneof = "model_part::Part", tags = "1, 2")]
+    #[prost(oneof = "model_part::Part", tags = "1, 2, 3, 4, 5")]
     pub part: ::core::option::Option<model_part::Part>,
 }
 /// Nested message and enum types in `ModelPart`.
@@ -268,6 +268,15 @@ pub mod model_part {
         Passport(::prost::alloc::vec::Vec<u8>),
         #[prost(bytes, tag = "2")]
         Weights(::prost::alloc::vec::Vec<u8>),
+        /// Signed receipts, a JSON list; in several parts if it is long.
+        #[prost(bytes, tag = "3")]
+        Receipts(::prost::alloc::vec::Vec<u8>),
+        /// OpenSSF Model Signing bundle over everything else.
+        #[prost(bytes, tag = "4")]
+        Signature(::prost::alloc::vec::Vec<u8>),
+        /// One signed card, a DSSE envelope in JSON; information, never trust.
+        #[prost(bytes, tag = "5")]
+        Cards(::prost::alloc::vec::Vec<u8>),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -753,7 +762,7 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rondo.control.v1.Control", "VerifyModel"));
             self.inner.unary(req, path, codec).await
         }
-        /// Passport first, then the weights; refused if they are damaged.
+        /// Passport, receipts, cards and signature, then the weights; refused if they are damaged.
         pub async fn export_model(
             &mut self,
             request: impl tonic::IntoRequest<super::ModelRequest>,
@@ -844,6 +853,53 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rondo.control.v1.Control", "RenewSite"));
             self.inner.unary(req, path, codec).await
         }
+        /// The parts in the order of an export. Receipts alone are adopted as if their sites had sent them.
+        pub async fn import_model(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ModelPart>,
+        ) -> std::result::Result<tonic::Response<super::ModelView>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rondo.control.v1.Control/ImportModel",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rondo.control.v1.Control", "ImportModel"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        /// Every receipt of a round that this site knows, for a site that no network reaches.
+        pub async fn export_round(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RoundRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ModelPart>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rondo.control.v1.Control/ExportRound",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rondo.control.v1.Control", "ExportRound"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -917,7 +973,7 @@ pub mod control_server {
             >
             + std::marker::Send
             + 'static;
-        /// Passport first, then the weights; refused if they are damaged.
+        /// Passport, receipts, cards and signature, then the weights; refused if they are damaged.
         async fn export_model(
             &self,
             request: tonic::Request<super::ModelRequest>,
@@ -940,6 +996,25 @@ pub mod control_server {
             &self,
             request: tonic::Request<super::RenewSiteRequest>,
         ) -> std::result::Result<tonic::Response<super::RenewalView>, tonic::Status>;
+        /// The parts in the order of an export. Receipts alone are adopted as if their sites had sent them.
+        async fn import_model(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ModelPart>>,
+        ) -> std::result::Result<tonic::Response<super::ModelView>, tonic::Status>;
+        /// Server streaming response type for the ExportRound method.
+        type ExportRoundStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ModelPart, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Every receipt of a round that this site knows, for a site that no network reaches.
+        async fn export_round(
+            &self,
+            request: tonic::Request<super::RoundRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ExportRoundStream>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct ControlServer<T> {
@@ -1670,6 +1745,97 @@ pub mod control_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rondo.control.v1.Control/ImportModel" => {
+                    #[allow(non_camel_case_types)]
+                    struct ImportModelSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::ClientStreamingService<super::ModelPart>
+                    for ImportModelSvc<T> {
+                        type Response = super::ModelView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::ModelPart>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::import_model(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ImportModelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rondo.control.v1.Control/ExportRound" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExportRoundSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::ServerStreamingService<super::RoundRequest>
+                    for ExportRoundSvc<T> {
+                        type Response = super::ModelPart;
+                        type ResponseStream = T::ExportRoundStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RoundRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::export_round(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExportRoundSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -2,15 +2,20 @@
 
 use crate::args::Passed;
 use crate::exit::{Exit, Failure};
+use crate::models::{is_one_file, unpack};
 use crate::output::Output;
 use crate::programs::{self, TRAINER, show_event, train_or_predict};
 use serde_json::json;
 use std::ffi::OsString;
+use std::path::Path;
+use tempfile::NamedTempFile;
 
 /// Runs `verb` of the trainer. Without `--json` its own progress and result are shown as they are;
 /// with it, progress goes to standard error and the result is one document.
 pub(crate) async fn run(verb: &'static str, passed: Passed, output: Output) -> Result<(), Failure> {
-    let (json, rest) = arguments(verb, passed.rest, output.json);
+    let (json, mut rest) = arguments(verb, passed.rest, output.json);
+    // The file goes when this function ends, after the trainer.
+    let _weights = unpacked_model(&mut rest)?;
     if !json {
         let program = programs::find(TRAINER)?;
         let status = programs::hand_over(&program, &rest).await?;
@@ -53,6 +58,18 @@ fn arguments(verb: &str, rest: Vec<OsString>, json: bool) -> (bool, Vec<OsString
     (asked && !help, [verb.into()].into_iter().chain(kept).collect())
 }
 
+/// Gives the trainer, which knows weights only, those of a `--model` that is one file.
+fn unpacked_model(rest: &mut [OsString]) -> Result<Option<NamedTempFile>, Failure> {
+    let value = rest.iter().position(|arg| arg == "--model").map(|at| at + 1);
+    let Some(model) = value.and_then(|at| rest.get_mut(at)) else { return Ok(None) };
+    if !is_one_file(Path::new(model)) {
+        return Ok(None);
+    }
+    let weights = unpack(Path::new(model))?;
+    *model = weights.path().into();
+    Ok(Some(weights))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +83,17 @@ mod tests {
         );
         assert_eq!(arguments("train", rest("--out x"), true), (true, rest("train --out x")));
         assert_eq!(arguments("predict", rest("--help"), true), (false, rest("predict --help")));
+    }
+
+    #[test]
+    fn only_a_model_that_is_one_file_is_unpacked() {
+        for line in ["predict --model m.safetensors", "predict --model", "train --out m.rondo"] {
+            let mut rest: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            let before = rest.clone();
+            assert!(matches!(unpacked_model(&mut rest), Ok(None)), "{line}");
+            assert_eq!(rest, before);
+        }
+        let mut rest = ["predict", "--model", "nowhere.rondo"].map(OsString::from);
+        assert_eq!(unpacked_model(&mut rest).map(|_| ()).map_err(|e| e.exit), Err(Exit::BadInput));
     }
 }

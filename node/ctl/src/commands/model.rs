@@ -10,6 +10,10 @@ use crate::render::{bytes, short};
 use rondo_proto::control::{HopView, ListModelsRequest, ModelRequest};
 use serde_json::json;
 use std::path::Path;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Parts of a file that are read ahead of the daemon.
+const PARTS_AHEAD: usize = 4;
 
 pub(crate) async fn run(command: Model, global: &Global, output: Output) -> Result<(), Failure> {
     match command {
@@ -23,6 +27,7 @@ pub(crate) async fn run(command: Model, global: &Global, output: Output) -> Resu
             }
         }
         Model::Export { digest, out } => export(&digest, &out, global, output).await,
+        Model::Import { file } => import(&file, global, output).await,
     }
 }
 
@@ -63,7 +68,8 @@ async fn verify_file(
     global: &Global,
     output: Output,
 ) -> Result<(), Failure> {
-    let parcel = models::read(file)?;
+    let whole = models::is_one_file(file);
+    let parcel = if whole { models::read_file(file)? } else { models::read(file)? };
     let roster = match cards {
         Some(folder) => roster_of_folder(folder)?,
         None => {
@@ -75,7 +81,8 @@ async fn verify_file(
         }
     };
     let shown = file.display().to_string();
-    let verified = models::verify(&parcel, &roster).map_err(|e| unverified(&shown, &e))?;
+    let check = if whole { models::verify_papers } else { models::verify };
+    let verified = check(&parcel, &roster).map_err(|e| unverified(&shown, &e))?;
     let size = parcel.weights.len() as u64;
     give(output, &verified.weights().to_string(), size, &shown, &hops(verified.hops()))
 }
@@ -108,12 +115,20 @@ async fn export(digest: &str, out: &Path, global: &Global, output: Output) -> Re
     let mut daemon = global.daemon().await?;
     let parcel = models::fetch(&mut daemon, digest).await?;
     let roster = roster_of_daemon(&mut daemon).await?;
-    let verified =
-        models::verify(&parcel, &roster).map_err(|e| unverified(&format!("model {digest}"), &e))?;
+    let verified = models::verify_papers(&parcel, &roster)
+        .map_err(|e| unverified(&format!("model {digest}"), &e))?;
     let weights = verified.weights().to_string();
     if !weights.starts_with(digest) {
         let text = format!("exporting model {digest}: the daemon sent {}", short(&weights));
         return Err(Failure::new(Exit::Internal, text));
+    }
+    if models::is_one_file(out) {
+        models::write_file(out, &parcel)?;
+        let body = json!({"weights": weights, "bytes": parcel.weights.len(), "file": out});
+        return output.give("rondo.model-export/1", body, || {
+            let (weights, file) = (short(&weights), out.display());
+            format!("Checkpoint {weights} written to {file} with its passport, receipts, cards and signature")
+        });
     }
     let (file, passport) = models::write(out, &parcel)?;
     let body = json!({"weights": weights, "bytes": parcel.weights.len(), "file": file, "passport": passport});
@@ -123,6 +138,28 @@ async fn export(digest: &str, out: &Path, global: &Global, output: Output) -> Re
             short(&weights),
             file.display(),
             passport.display()
+        )
+    })
+}
+
+async fn import(file: &Path, global: &Global, output: Output) -> Result<(), Failure> {
+    let opened = models::open(file)?;
+    let mut daemon = global.daemon().await?;
+    let (send, parts) = tokio::sync::mpsc::channel(PARTS_AHEAD);
+    let reading = tokio::task::spawn_blocking(move || models::send(opened, &send));
+    let answer = daemon.import_model(ReceiverStream::new(parts)).await;
+    let read = reading.await.map_err(|e| Failure::new(Exit::Internal, e))?;
+    // A file that is wrong in itself explains why the daemon got less than was promised.
+    read.map_err(|e| models::malformed(file, &e))?;
+    let attempted = format!("importing the model {}", file.display());
+    let model = answer.map_err(|status| Failure::refused(&attempted, &status))?.into_inner();
+    output.give("rondo.model-import/1", model_json(&model), || {
+        let (weights, shown) = (short(&model.weights), file.display());
+        format!(
+            "Checkpoint {weights} of visit {} by {} is in the store, from {shown}\n{}",
+            model.visit,
+            model.site,
+            hops_text(&model.hops)
         )
     })
 }

@@ -4,13 +4,18 @@ use crate::args::{Global, Round};
 use crate::commands::now;
 use crate::daemon::read_file;
 use crate::exit::{Exit, Failure};
+use crate::models::PART_BYTES;
 use crate::output::{Output, document, line, on_terminal};
 use crate::render::follow::Follower;
 use crate::render::round::{progress_text, round_json, round_text, rounds_text};
 use indicatif::{ProgressBar, ProgressStyle};
+use rondo::papers::RECEIPTS_MAX_BYTES;
 use rondo::plan::Plan;
 use rondo::settings::SETTINGS_MAX_BYTES;
-use rondo_proto::control::{ListRoundsRequest, ProposeRoundRequest, RoundRequest, RoundView};
+use rondo_proto::control::model_part::Part;
+use rondo_proto::control::{
+    ListRoundsRequest, ModelPart, ProposeRoundRequest, RoundRequest, RoundView,
+};
 use serde_json::json;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -42,8 +47,53 @@ pub(crate) async fn run(command: Round, global: &Global, output: Output) -> Resu
         }
         Round::Watch(name) => return watch(&name.round, global, output).await,
         Round::List => return list(global, output).await,
+        Round::Export { round, out } => return export(&round, &out, global, output).await,
+        Round::Import { file } => import(&file, global).await?,
     };
     output.give(SCHEMA, round_json(&view), || round_text(&view))
+}
+
+async fn export(round: &str, out: &Path, global: &Global, output: Output) -> Result<(), Failure> {
+    let attempted = format!("exporting the receipts of round {round}");
+    let refused = |status| Failure::refused(&attempted, &status);
+    let request = RoundRequest { round: round.to_owned() };
+    let mut daemon = global.daemon().await?;
+    let mut parts = daemon.export_round(request).await.map_err(refused)?.into_inner();
+    let mut receipts = Vec::new();
+    while let Some(part) = parts.next().await {
+        match part.map_err(refused)?.part {
+            Some(Part::Receipts(bytes)) if receipts.len() + bytes.len() <= RECEIPTS_MAX_BYTES => {
+                receipts.extend_from_slice(&bytes);
+            }
+            _ => {
+                return Err(Failure::new(
+                    Exit::Internal,
+                    format!("{attempted}: not receipts came"),
+                ));
+            }
+        }
+    }
+    rondo_imaging::durable::write(out, &receipts)
+        .map_err(|e| Failure::storage(format!("writing {}", out.display()), &e))?;
+    let body = json!({"file": out, "bytes": receipts.len()});
+    output.give("rondo.round-export/1", body, || {
+        format!(
+            "Receipts written to {}; the other sites take them with `rondo round import`",
+            out.display()
+        )
+    })
+}
+
+async fn import(file: &Path, global: &Global) -> Result<RoundView, Failure> {
+    let receipts = read_file("the receipts", file, RECEIPTS_MAX_BYTES)?;
+    let attempted = format!("importing the receipts {}", file.display());
+    let refused = |status| Failure::refused(&attempted, &status);
+    let part = |c: &[u8]| ModelPart { part: Some(Part::Receipts(c.to_vec())) };
+    let parts: Vec<ModelPart> = receipts.chunks(PART_BYTES).map(part).collect();
+    let mut daemon = global.daemon().await?;
+    let done = daemon.import_model(tokio_stream::iter(parts)).await.map_err(refused)?;
+    let request = RoundRequest { round: done.into_inner().round };
+    Ok(daemon.get_round(request).await.map_err(refused)?.into_inner())
 }
 
 /// Reads a plan file and checks all of it.

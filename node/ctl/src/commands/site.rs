@@ -16,6 +16,7 @@ pub(crate) async fn run(command: Site, global: &Global, output: Output) -> Resul
     match command {
         Site::Init(init) => self::init(&init, global, output).await,
         Site::Card { out } => card(out.as_deref(), global, output),
+        Site::Key { out } => key(out.as_deref(), global, output),
         Site::Status => status(global, output).await,
         Site::Renew(renew) => self::renew(&renew, global, output).await,
     }
@@ -91,6 +92,20 @@ fn card(out: Option<&Path>, global: &Global, output: Output) -> Result<(), Failu
         note(&format!("fingerprint of {}: {}", card.site, card.fingerprint()));
     }
     Ok(())
+}
+
+fn key(out: Option<&Path>, global: &Global, output: Output) -> Result<(), Failure> {
+    let (_, card) = card_file(&global.home()?.join("card.json"))?;
+    let pem = card.signing_key.to_pem();
+    if let Some(out) = out {
+        rondo_imaging::durable::write(out, pem.as_bytes())
+            .map_err(|e| Failure::storage(format!("writing the key to {}", out.display()), &e))?;
+    }
+    let body = json!({"site": card.site, "key": pem});
+    output.give("rondo.site-key/1", body, || match out {
+        Some(out) => format!("Public signing key of {} written to {}", card.site, out.display()),
+        None => pem.trim_end().to_owned(),
+    })
 }
 
 async fn status(global: &Global, output: Output) -> Result<(), Failure> {
