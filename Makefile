@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check build bench bench-learning bench-imaging clean-demo libtorch libtorch-cpu libtorch-cuda fmt clippy doc deny advisories unused provision-test fuzz
+.PHONY: help demo test test-python check build bench bench-learning bench-imaging clean-demo libtorch libtorch-cpu libtorch-cuda fmt clippy doc deny advisories unused provision-test fuzz
 
 # Cargo has every core already, and what is timed must be alone.
 .NOTPARALLEL:
@@ -14,6 +14,9 @@ BENCH_VENV := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rondo/bench-venv
 IMAGING_VENV := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rondo/bench-imaging-venv
 # surface-distance needs names of scipy that version 2 takes away.
 IMAGING_PEERS := 'SimpleITK==2.5.*' surface-distance==0.1 'scipy>=1.13,<2' numpy
+# Tools of others that tests hold our files against; model-signing 1.1.1 imports pyOpenSSL without asking for it. What the system's Python has stays in sight.
+TEST_VENV := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rondo/test-venv
+TEST_PEERS := model-signing==1.1.1 pyOpenSSL cryptography
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rondo/tools
 DENY := $(TOOLS)/cargo-deny-0.20.2/bin/cargo-deny
 MACHETE := $(TOOLS)/cargo-machete-0.9.2/bin/cargo-machete
@@ -41,6 +44,14 @@ test: build provision-test ## Every test
 	  /SKIPPED [^ ]+: / { skipped++ } \
 	  /^test result:/ { suites++; passed += $$4; failed += $$6; ignored += $$8 } \
 	  END { printf "\n%d tests passed, %d failed, %d ignored, in %d programs, %d skipped parts\n", passed, failed, ignored, suites, skipped }'
+
+test-python: ## A Python for tests with model-signing and cryptography, once (then: export RONDO_TEST_PYTHON=…/test-venv/bin/python)
+	@if ! $(TEST_VENV)/bin/python -c 'import model_signing, cryptography' 2>/dev/null; then \
+	  echo "test-python: getting $(TEST_PEERS) once, into $(TEST_VENV)"; \
+	  $(PYTHON) -m venv --system-site-packages $(TEST_VENV) && $(TEST_VENV)/bin/pip install --quiet $(TEST_PEERS) || \
+	    echo "test-python: model-signing or cryptography CANNOT BE HAD (see above), so its tests are skipped"; \
+	fi
+	@echo "test-python: $(TEST_VENV)/bin/python"
 
 check: fmt clippy doc deny advisories unused ## Format, lints, documentation, licences, layers, unused dependencies
 
