@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// Name of the configuration in a site's home folder.
 pub const FILE: &str = "node.toml";
+/// Longest time in days that `keep_days` may say: a century.
+const KEEP_DAYS_MAX: u32 = 36_500;
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,8 @@ pub struct Config {
     pub trainer_socket: PathBuf,
     /// How to start the trainer; empty if it is a service of its own.
     pub trainer_command: Vec<String>,
+    /// Days after which checkpoints of finished rounds are removed, the last of each aside; none keeps all.
+    pub keep_days: Option<u32>,
 }
 
 impl Config {
@@ -64,6 +68,8 @@ impl Config {
             let socket = |t: &mut Table<'_>| Some(t.text("socket"));
             let listen = t.table("peer", |t| Some(t.parsed::<SocketAddr>("listen")));
             let control = t.table("control", socket).flatten();
+            let keep_days =
+                t.table("store", |t| Some(t.integer32("keep_days", 0, KEEP_DAYS_MAX))).flatten();
             let (trainer, command) = t
                 .table("trainer", |t| Some((t.text("socket"), t.parsed_list::<String>("command"))))
                 .unwrap_or_default();
@@ -81,6 +87,7 @@ impl Config {
                 control_socket: at(control, "run/control.sock"),
                 trainer_socket: at(trainer, "run/trainer.sock"),
                 trainer_command: command.unwrap_or_default(),
+                keep_days,
             })
         })
     }
@@ -106,5 +113,8 @@ mod tests {
         }
         let config = Config::parse(Path::new("/srv"), "").unwrap();
         assert_eq!(config.control_socket, Path::new("/srv/run/control.sock"));
+        assert_eq!(config.keep_days, None, "nothing is removed unless the site says so");
+        let config = Config::parse(Path::new("/srv"), "[store]\nkeep_days = 30\n").unwrap();
+        assert_eq!(config.keep_days, Some(30));
     }
 }

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod journal;
 pub mod listen;
 pub mod renewal;
+pub mod retention;
 pub mod rpc;
 mod start;
 pub mod starter;

@@ -18,7 +18,7 @@ use crate::rpc::trainer::TrainerService;
 use crate::starter::{self, Starter};
 use crate::store::Store;
 use crate::trainer::TrainerHub;
-use crate::{listen, tls};
+use crate::{listen, retention, tls};
 use anyhow::Context as _;
 use rondo::round::{Event, SiteState, step};
 use rustix::fs::{FlockOperation, flock};
@@ -334,6 +334,7 @@ async fn live(
         renewal: Renewal::new(home.to_owned(), greeter.clone()),
         file_access: around.file_access,
     };
+    let tidying = retention::run(store.clone(), daemon.clone(), config.keep_days);
     let states = daemon.states();
     let workers = Workers { daemon: daemon.clone(), own, store, hub: hub.clone(), contacts };
     tracing::info!(address = %config.listen, control = %config.control_socket.display(), "ready");
@@ -342,6 +343,7 @@ async fn live(
         ended = listen::control(control_socket, control) => ended,
         ended = listen::trainer(trainer_socket, trainer) => ended,
         () = workers.run() => Ok(()),
+        () = tidying => Ok(()),
         () = greeter.run() => Ok(()),
         () = expiry::watch(daemon) => Ok(()),
         failed = async {

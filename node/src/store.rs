@@ -73,6 +73,11 @@ impl Store {
         Ok(Self { folder: folder.to_owned() })
     }
 
+    /// Where it lies.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn path(&self, digest: Digest) -> PathBuf {
         self.folder.join("checkpoints").join(digest.to_string())
     }

@@ -233,6 +233,12 @@ pub(crate) enum Model {
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
     },
+    /// Read every checkpoint in this site's store; name what is damaged, unreferenced, or needed and gone.
+    Check {
+        /// Move damaged checkpoints aside, so that they can come again; nothing is deleted.
+        #[arg(long)]
+        repair: bool,
+    },
     /// Take in a model that came as a file: the same checks, journal and receipts as over the network.
     Import {
         /// FILE.rondo of `rondo model export` at another site.

@@ -9,6 +9,7 @@ use crate::expiry;
 use crate::greeting::Greeter;
 use crate::identity::{VALID_DAYS, VALID_DAYS_MAX};
 use crate::renewal::{self, Renewal, Step};
+use crate::retention;
 use crate::store::Store;
 use crate::trainer::TrainerHub;
 use rondo::envelope::Envelope;
@@ -19,10 +20,10 @@ use rondo::round::{Event, Imported, ReceiptBody, Refusal, RoundPhase, SiteState}
 use rondo::trust::{self, Peer, SiteCard};
 use rondo_proto::control::control_server::Control;
 use rondo_proto::control::{
-    AddPeerRequest, GetSiteRequest, ListModelsRequest, ListPeersRequest, ListRoundsRequest,
-    ModelList, ModelPart, ModelRequest, ModelView, PeerList, PeerRequest, PeerView, PingView,
-    ProposeRoundRequest, RenewSiteRequest, RenewalStep, RenewalView, RoundList, RoundRequest,
-    RoundView, SiteView,
+    AddPeerRequest, CheckStoreRequest, GetSiteRequest, ListModelsRequest, ListPeersRequest,
+    ListRoundsRequest, ModelList, ModelPart, ModelRequest, ModelView, PeerList, PeerRequest,
+    PeerView, PingView, ProposeRoundRequest, RenewSiteRequest, RenewalStep, RenewalView, RoundList,
+    RoundRequest, RoundView, SiteView, StoreReport,
 };
 use rondo_proto::convert::{hop_view, round_view};
 use std::time::{Duration, Instant};
@@ -473,5 +474,28 @@ impl Control for ControlService {
         let round = state.rounds().get(&id).ok_or_else(|| refused(&Refusal::UnknownRound(id)))?;
         let parts: Vec<_> = receipt_parts(round).into_iter().map(Ok).collect();
         Ok(Response::new(tokio_stream::iter(parts)))
+    }
+
+    async fn check_store(
+        &self,
+        request: Request<CheckStoreRequest>,
+    ) -> Result<Response<StoreReport>, Status> {
+        let (store, state) = (self.store.clone(), self.daemon.state());
+        let repair = request.into_inner().repair;
+        let report = tokio::task::spawn_blocking(move || retention::check(&store, &state, repair))
+            .await
+            .map_err(|e| Status::internal(e.to_string()))??;
+        if repair && !report.damaged.is_empty() {
+            tracing::warn!(damaged = report.damaged.join(" "), "damaged checkpoints moved aside");
+        }
+        let names = |all: &[Digest]| all.iter().map(Digest::to_string).collect();
+        Ok(Response::new(StoreReport {
+            checkpoints: report.checkpoints,
+            bytes: report.bytes,
+            incoming: report.incoming,
+            unreferenced: names(&report.unreferenced),
+            missing: names(&report.missing),
+            damaged: report.damaged,
+        }))
     }
 }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use site::Site;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 const BAD_INPUT: i32 = 6;
 const UNVERIFIED: i32 = 7;
@@ -103,6 +104,8 @@ async fn a_round_goes_its_way_by_files_alone() {
     );
     model_signing::accepts_and_refuses(uker, &one, folder.path());
 
+    let usz_store = usz.home.join("store/checkpoints");
+
     // The second site takes it, trains on it, and gives its own back.
     usz.import_model(&one);
     usz.import_model(&again);
@@ -112,9 +115,48 @@ async fn a_round_goes_its_way_by_files_alone() {
     usz.export_model(&second, &two);
     uker.import_model(&two);
     assert_eq!(uker.ok(&["round", "show", &round])["phase"], "finished");
+    // What is past its time goes, but nothing of a round that is open, and never the last checkpoint.
+    let path = usz.home.join("node.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{text}\n[store]\nkeep_days = 0\n")).unwrap();
+    let kept = |weights: &String| usz_store.join(weights).is_file();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    usz.restart();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(kept(&first) && kept(&second), "the round is open at this site");
     uker.export_round(&round, &file("end.json"));
     usz.import_round(&file("end.json"));
     assert_eq!(usz.ok(&["round", "show", &round])["phase"], "finished");
+
+    usz.restart();
+    let begun = Instant::now();
+    while kept(&first) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it is past its time");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(kept(&second), "the last of a round stays");
+    fs::write(&path, text).unwrap();
+    usz.restart();
+    usz.import_model(&one);
+
+    // Damage on the disk is named, moved aside, and healed by the file.
+    let stored = usz.home.join("store/checkpoints").join(&first);
+    let mut bytes = fs::read(&stored).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(&stored, bytes).unwrap();
+    fs::write(usz.home.join("store/checkpoints/notes.txt"), "x").unwrap();
+    let report = usz.refuses(&["model", "check"], UNVERIFIED);
+    assert_eq!(report["damaged"], serde_json::json!([first, "notes.txt"]));
+    assert!(stored.is_file(), "a check alone changes nothing");
+    usz.refuses(&["model", "check", "--repair"], UNVERIFIED);
+    assert!(!stored.exists() && usz.home.join("store/quarantine/notes.txt.0").is_file());
+    assert_eq!(usz.ok(&["model", "check"])["checkpoints"], 1);
+    usz.import_model(&one);
+    let report = usz.ok(&["model", "check"]);
+    assert_eq!(
+        (&report["checkpoints"], &report["unreferenced"]),
+        (&2.into(), &serde_json::json!([]))
+    );
 
     // A third site, which knows nothing of the round, goes on from its result, also after a restart.
     nyu.import_model(&two);

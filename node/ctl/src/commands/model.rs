@@ -5,9 +5,9 @@ use crate::daemon::{roster_of_daemon, roster_of_folder};
 use crate::exit::{Exit, Failure};
 use crate::models::{self, unverified};
 use crate::output::Output;
-use crate::render::model::{hop_json, hops, hops_text, model_json, models_text};
+use crate::render::model::{hop_json, hops, hops_text, model_json, models_text, store_text};
 use crate::render::{bytes, short};
-use rondo_proto::control::{HopView, ListModelsRequest, ModelRequest};
+use rondo_proto::control::{CheckStoreRequest, HopView, ListModelsRequest, ModelRequest};
 use serde_json::json;
 use std::path::Path;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,6 +27,7 @@ pub(crate) async fn run(command: Model, global: &Global, output: Output) -> Resu
             }
         }
         Model::Export { digest, out } => export(&digest, &out, global, output).await,
+        Model::Check { repair } => check(repair, global, output).await,
         Model::Import { file } => import(&file, global, output).await,
     }
 }
@@ -140,6 +141,32 @@ async fn export(digest: &str, out: &Path, global: &Global, output: Output) -> Re
             passport.display()
         )
     })
+}
+
+async fn check(repair: bool, global: &Global, output: Output) -> Result<(), Failure> {
+    let mut daemon = global.daemon().await?;
+    let report = daemon.check_store(CheckStoreRequest { repair }).await;
+    let report = report.map_err(|e| Failure::refused("checking the store", &e))?.into_inner();
+    let body = json!({
+        "checkpoints": report.checkpoints,
+        "bytes": report.bytes,
+        "incoming": report.incoming,
+        "damaged": report.damaged,
+        "unreferenced": report.unreferenced,
+        "missing": report.missing,
+        "repaired": repair,
+    });
+    output.give("rondo.model-check/1", body, || store_text(&report))?;
+    let bad = report.damaged.len() + report.missing.len();
+    if bad == 0 {
+        return Ok(());
+    }
+    let text = if repair {
+        "what is damaged was moved to the folder quarantine of the store; import those models from another site's export"
+    } else {
+        "checkpoints are damaged or missing; `rondo model check --repair` moves damaged ones aside"
+    };
+    Err(Failure::after_result(Exit::Unverified, text))
 }
 
 async fn import(file: &Path, global: &Global, output: Output) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 
 use super::{bytes, figure, moment, short, table};
 use rondo::manifest::Manifest;
-use rondo_proto::control::{HopView, ModelView};
+use rondo_proto::control::{HopView, ModelView, StoreReport};
 use rondo_proto::convert::hop_view;
 use serde_json::{Value, json};
 
@@ -82,6 +82,26 @@ pub(crate) fn models_text(models: &[ModelView]) -> String {
         ]
     };
     table(&head, &[1, 3], models.iter().map(row).collect())
+}
+
+/// What a check of the store found.
+pub(crate) fn store_text(report: &StoreReport) -> String {
+    let mut text = format!(
+        "{} intact checkpoint(s), {}; {} on the way in",
+        report.checkpoints,
+        bytes(report.bytes),
+        report.incoming
+    );
+    for (what, names) in [
+        ("damaged", &report.damaged),
+        ("missing, but needed by an open round", &report.missing),
+        ("of no round that this site knows", &report.unreferenced),
+    ] {
+        for name in names {
+            text.push_str(&format!("\n{what}: {name}"));
+        }
+    }
+    text
 }
 
 #[cfg(test)]

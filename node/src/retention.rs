@@ -1,0 +1,199 @@
+//! The store's housekeeping: what lies in it, what is damaged, what is needed, and what may go.
+
+use crate::daemon::{Daemon, unix_now};
+use crate::durable;
+use crate::store::{self, Store};
+use rondo::ids::Digest;
+use rondo::plan::Start;
+use rondo::round::{Effect, Round, RoundPhase, SiteState};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where damaged checkpoints are moved, in the store's folder; nothing is ever removed from there.
+pub const QUARANTINE: &str = "quarantine";
+/// How often the rules are applied.
+const PACE: Duration = Duration::from_secs(6 * 3600);
+const DAY_S: u64 = 86_400;
+
+/// What a check of the store found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Intact checkpoints.
+    pub checkpoints: u32,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Parts of checkpoints on their way in.
+    pub incoming: u32,
+    /// Files that are not what their name says, or whose name is none.
+    pub damaged: Vec<String>,
+    /// Intact, but of no round and no import that this site knows.
+    pub unreferenced: Vec<Digest>,
+    /// Needed by an open round, and neither here nor on its way.
+    pub missing: Vec<Digest>,
+}
+
+/// Reads every checkpoint, and compares what is there with what `state` needs. With `repair`, what is
+/// damaged is moved aside, so that it is fetched or trained again.
+///
+/// # Errors
+/// What the disk said.
+pub fn check(store: &Store, state: &SiteState, repair: bool) -> Result<Report, store::Error> {
+    let mut report = Report::default();
+    let referenced = referenced(state);
+    for path in files(&store.folder().join("checkpoints"))? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let digest = name.parse::<Digest>().ok();
+        match digest.map(|digest| store.get(digest)) {
+            Some(Ok(bytes)) => {
+                report.checkpoints += 1;
+                report.bytes += bytes.len() as u64;
+                report.unreferenced.extend(digest.filter(|digest| !referenced.contains(digest)));
+            }
+            Some(Err(e @ store::Error::Io { .. })) => return Err(e),
+            Some(Err(_)) | None => {
+                if repair {
+                    set_aside(store.folder(), &path, &name)?;
+                }
+                report.damaged.push(name);
+            }
+        }
+    }
+    let incoming: BTreeSet<String> = files(&store.folder().join("incoming"))?
+        .iter()
+        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    report.incoming = u32::try_from(incoming.len()).unwrap_or(u32::MAX);
+    let lacks = |digest: &Digest| {
+        let name = digest.to_string();
+        !incoming.contains(&name) && (!store.has(*digest) || report.damaged.contains(&name))
+    };
+    report.missing = needed(state).into_iter().filter(lacks).collect();
+    Ok(report)
+}
+
+/// Applies the rules from time to time, until dropped.
+pub async fn run(store: Store, daemon: Daemon, keep_days: Option<u32>) {
+    loop {
+        let (store, state) = (store.clone(), daemon.state());
+        let done = tokio::task::spawn_blocking(move || tidy(&store, &state, keep_days, unix_now()));
+        match done.await {
+            Ok(Ok(removed)) if !removed.is_empty() => {
+                let names: Vec<String> = removed.iter().map(Digest::short).collect();
+                tracing::info!(removed = names.join(" "), "checkpoints past their time removed");
+            }
+            Ok(Err(e)) => tracing::warn!("tidying the store: {e}"),
+            Ok(Ok(_)) | Err(_) => {}
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+/// Removes parts of rounds that are over and, after `keep_days`, the checkpoints of finished rounds but
+/// for the last of each. What was removed of the latter.
+fn tidy(
+    store: &Store,
+    state: &SiteState,
+    keep_days: Option<u32>,
+    now: u64,
+) -> Result<Vec<Digest>, store::Error> {
+    let kept = kept(state);
+    let over: BTreeSet<Digest> =
+        state.rounds().values().flat_map(weights).filter(|digest| !kept.contains(digest)).collect();
+    for path in files(&store.folder().join("incoming"))? {
+        if named(&path).is_some_and(|digest| over.contains(&digest)) {
+            fs::remove_file(&path).map_err(|e| failed("removing", &path, e))?;
+        }
+    }
+    let Some(days) = keep_days else { return Ok(Vec::new()) };
+    let mut removed = Vec::new();
+    for path in files(&store.folder().join("checkpoints"))? {
+        let Some(digest) = named(&path).filter(|digest| over.contains(digest)) else { continue };
+        let metadata = fs::metadata(&path).map_err(|e| failed("reading", &path, e))?;
+        let age = now.saturating_sub(u64::try_from(metadata.mtime()).unwrap_or(now));
+        if age > u64::from(days) * DAY_S {
+            fs::remove_file(&path).map_err(|e| failed("removing", &path, e))?;
+            removed.push(digest);
+        }
+    }
+    Ok(removed)
+}
+
+fn weights(round: &Round) -> impl Iterator<Item = Digest> + '_ {
+    round.visits.iter().filter_map(|visit| visit.weights())
+}
+
+fn start(round: &Round) -> Option<Digest> {
+    match round.plan.start {
+        Start::Fresh => None,
+        Start::Checkpoint(digest) => Some(digest),
+    }
+}
+
+/// Checkpoints that some round or import names.
+fn referenced(state: &SiteState) -> BTreeSet<Digest> {
+    let rounds = state.rounds().values();
+    let named = rounds.flat_map(|round| weights(round).chain(start(round)));
+    named.chain(state.imported().keys().copied()).collect()
+}
+
+/// Checkpoints that no rule removes: all of an open round, the newest of any round, and imports.
+fn kept(state: &SiteState) -> BTreeSet<Digest> {
+    let of_round = |round: &Round| -> Vec<Digest> {
+        if round.phase() == RoundPhase::Finished {
+            weights(round).last().into_iter().collect()
+        } else {
+            weights(round).chain(start(round)).collect()
+        }
+    };
+    let rounds = state.rounds().values().flat_map(of_round);
+    rounds.chain(state.imported().keys().copied()).collect()
+}
+
+/// Checkpoints without which an open round cannot go on from here.
+fn needed(state: &SiteState) -> BTreeSet<Digest> {
+    let of_effect = |effect| match effect {
+        Effect::HandOver { weights, .. } => Some(weights),
+        Effect::Train { received, .. } => received,
+        Effect::DeliverReceipts { .. } => None,
+    };
+    state.effects().into_iter().filter_map(of_effect).collect()
+}
+
+fn named(path: &Path) -> Option<Digest> {
+    path.file_name()?.to_str()?.parse().ok()
+}
+
+fn failed(what: &'static str, path: &Path, source: std::io::Error) -> store::Error {
+    store::Error::Io { what, path: path.to_owned(), source }
+}
+
+/// Files of a folder in order, temporary ones aside.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, store::Error> {
+    let fail = |e| failed("listing", folder, e);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let hidden = entry.file_name().to_string_lossy().starts_with('.');
+        if !hidden && entry.file_type().map_err(fail)?.is_file() {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn set_aside(folder: &Path, path: &Path, name: &str) -> Result<(), store::Error> {
+    let quarantine = folder.join(QUARANTINE);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&quarantine)
+        .map_err(|e| failed("creating", &quarantine, e))?;
+    // The same checkpoint may be damaged again.
+    let free = (0_u32..).map(|n| quarantine.join(format!("{name}.{n}"))).find(|p| !p.exists());
+    let place = free.unwrap_or_else(|| quarantine.join(name));
+    durable::rename(path, &place).map_err(|e| failed("moving aside", path, e))
+}
