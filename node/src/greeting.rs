@@ -25,6 +25,8 @@ const LOOK: Duration = Duration::from_secs(2);
 const GREET_EVERY: Duration = Duration::from_secs(900);
 /// A peer that did not answer is greeted again after this long.
 const RETRY: Duration = Duration::from_secs(60);
+/// A greeting that takes longer holds up the others no more.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Greetings under way at the same time.
 const GREETINGS_MAX: usize = 16;
 /// Cards of one peer that are adopted from greetings in a day: each is a record of the journal.
@@ -41,7 +43,7 @@ pub struct Greeter {
     /// How calls went, and which card each peer holds.
     pub contacts: Contacts,
     /// For each peer, a day and how many cards were adopted in it.
-    pub adopted: Arc<Mutex<BTreeMap<SiteId, (u64, u32)>>>,
+    adopted: Arc<Mutex<BTreeMap<SiteId, (u64, u32)>>>,
 }
 
 /// When a peer was greeted, between which cards, and whether it answered.
@@ -108,7 +110,13 @@ impl Greeter {
             let mut client = connect(&self.own.now(), &self.daemon, site).await?;
             self.exchange(site, &mut client).await
         };
-        let outcome = outcome.await;
+        let slow = |_| contacts::Error::Connect {
+            site: site.clone(),
+            endpoint: "its endpoints".to_owned(),
+            what: format!("no greeting within {} s", PATIENCE.as_secs()),
+        };
+        let outcome =
+            tokio::time::timeout(PATIENCE, outcome).await.unwrap_or_else(|e| Err(slow(e)));
         if self.contacts.note(site, &outcome)
             && let Err(e) = &outcome
         {
