@@ -78,6 +78,7 @@ pub fn parse<T>(
 pub struct Table<'de> {
     inner: TableHelper<'de>,
     given: Vec<String>,
+    span: Span,
 }
 
 impl<'de> Table<'de> {
@@ -86,6 +87,7 @@ impl<'de> Table<'de> {
         errors: &mut Vec<TomlError>,
         read: impl FnOnce(&mut Table<'de>) -> Option<T>,
     ) -> Option<T> {
+        let span = value.span;
         let inner = match TableHelper::new(value) {
             Ok(inner) => inner,
             Err(e) => {
@@ -94,7 +96,7 @@ impl<'de> Table<'de> {
             }
         };
         let given = inner.table.keys().map(|key| key.name.to_string()).collect();
-        let mut table = Table { inner, given };
+        let mut table = Table { inner, given, span };
         let made = read(&mut table);
         if let Err(e) = table.inner.finalize(None) {
             errors.extend(e.errors);
@@ -111,12 +113,12 @@ impl<'de> Table<'de> {
 
     /// Notes that `key` must be given.
     pub fn missing(&mut self, key: &'static str) {
-        self.inner.errors.push((ErrorKind::MissingField(key), Span::new(0, 0)).into());
+        self.inner.errors.push((ErrorKind::MissingField(key), self.span).into());
     }
 
     /// Notes a problem that belongs to no single key.
     pub fn problem(&mut self, text: impl Into<String>) {
-        self.inner.errors.push(custom(Span::new(0, 0), text.into()));
+        self.inner.errors.push(custom(self.span, text.into()));
     }
 
     fn take(&mut self, key: &'static str) -> Option<Value<'de>> {
@@ -255,6 +257,18 @@ impl<'de> Table<'de> {
         Self::enter(&mut value, &mut self.inner.errors, read)
     }
 
+    /// Reads every table of the list under `key` (`[[key]]`) with `read`; those that cannot be used
+    /// are left out, their problems noted.
+    pub fn tables<T>(
+        &mut self,
+        key: &'static str,
+        mut read: impl FnMut(&mut Table<'de>) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let items = self.array(key, "a list of tables, each under its own [[..]]")?;
+        let errors = &mut self.inner.errors;
+        Some(items.into_iter().filter_map(|mut v| Self::enter(&mut v, errors, &mut read)).collect())
+    }
+
     fn array(&mut self, key: &'static str, wanted: &'static str) -> Option<Vec<Value<'de>>> {
         let mut value = self.take(key)?;
         match value.take() {
@@ -315,5 +329,26 @@ mod tests {
         assert!(problems.to_string().contains("unknown key `wat`; known here: rate"));
         assert!(parse("plan", "a = ", |_| Some(())).unwrap_err().list[0].line == 1);
         assert_eq!(parse("plan", "a = 2", |t| t.number("a", 0.0, 3.0)), Ok(2.0));
+    }
+
+    #[test]
+    fn every_table_of_a_list_is_read() {
+        let read = |text| {
+            parse("rules", text, |t| {
+                t.tables("rule", |t| {
+                    let id = t.integer("id", 1, 9);
+                    if id.is_none() && !t.was_given("id") {
+                        t.missing("id");
+                    }
+                    id
+                })
+            })
+        };
+        let bad = "[[rule]]\nid = 0\n[[rule]]\nid = 2\n[[rule]]\nwat = 1\n";
+        let problems = read(bad).unwrap_err();
+        let lines: Vec<usize> = problems.list.iter().map(|p| p.line).collect();
+        assert_eq!(lines, [2, 5, 6], "{problems}");
+        assert!(read("rule = 3").unwrap_err().to_string().contains("a list of tables"));
+        assert_eq!(read("[[rule]]\nid = 1\n[[rule]]\nid = 2\n"), Ok(vec![1, 2]));
     }
 }

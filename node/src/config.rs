@@ -1,6 +1,9 @@
 //! `node.toml`: what hospital IT decides about a node. Unknown keys are refused.
 
+use crate::pace::{Direction, Hours, PeerRule};
+use rondo::ids::SiteId;
 use rondo::settings::{self, Problems, Table};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +11,10 @@ use std::path::{Path, PathBuf};
 pub const FILE: &str = "node.toml";
 /// Longest time in days that `keep_days` may say: a century.
 const KEEP_DAYS_MAX: u32 = 36_500;
+/// Least bandwidth that a peer may be held to: below it, its own patience would run out.
+const LIMIT_MIN_MBIT_S: u32 = 1;
+/// Most bandwidth that can be said.
+const LIMIT_MAX_MBIT_S: u32 = 100_000;
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +52,8 @@ pub struct Config {
     pub trainer_command: Vec<String>,
     /// Days after which checkpoints of finished rounds are removed, the last of each aside; none keeps all.
     pub keep_days: Option<u32>,
+    /// What is special about single peers.
+    pub peers: BTreeMap<SiteId, PeerRule>,
 }
 
 impl Config {
@@ -78,6 +87,7 @@ impl Config {
                     "`trainer.command` is empty; remove it if the trainer is its own service",
                 );
             }
+            let peers = peers(t);
             let at =
                 |path: Option<String>, default: &str| home.join(path.as_deref().unwrap_or(default));
             let default = SocketAddr::from(([0, 0, 0, 0], 7443));
@@ -88,9 +98,31 @@ impl Config {
                 trainer_socket: at(trainer, "run/trainer.sock"),
                 trainer_command: command.unwrap_or_default(),
                 keep_days,
+                peers,
             })
         })
     }
+}
+
+fn peers(t: &mut Table<'_>) -> BTreeMap<SiteId, PeerRule> {
+    let mut rules = BTreeMap::new();
+    t.tables("peers", |t| {
+        let site = t.parsed::<SiteId>("site");
+        if !t.was_given("site") {
+            t.missing("site");
+        }
+        let rule = PeerRule {
+            direction: t.parsed::<Direction>("direction").unwrap_or_default(),
+            limit_mbit_s: t.integer32("limit_mbit_s", LIMIT_MIN_MBIT_S, LIMIT_MAX_MBIT_S),
+            hours: t.parsed::<Hours>("hours").unwrap_or_default(),
+        };
+        let site = site?;
+        if rules.insert(site.clone(), rule).is_some() {
+            t.problem(format!("there are two `[[peers]]` of {site}; keep one"));
+        }
+        Some(())
+    });
+    rules
 }
 
 #[cfg(test)]
@@ -111,10 +143,33 @@ mod tests {
         ] {
             assert!(report.contains(part), "{part} is not in:\n{report}");
         }
+        let text = "[[peers]]\nsite = \"usz\"\ndirection = \"both\"\n\n[[peers]]\nlimit_mbit_s = 0\n\
+                    hours = \"22:00-6\"\nspeed = 1\n\n[[peers]]\nsite = \"usz\"\n";
+        let problems = Config::parse(Path::new("/srv"), text).unwrap_err();
+        let lines: Vec<usize> = problems.list.iter().map(|p| p.line).collect();
+        assert_eq!(lines, [3, 5, 6, 7, 8, 10], "{problems}");
+        for part in ["`direction`: `both`", "`site` is missing", "`limit_mbit_s` is 0", "two `[["] {
+            assert!(problems.to_string().contains(part), "{part} is not in:\n{problems}");
+        }
         let config = Config::parse(Path::new("/srv"), "").unwrap();
         assert_eq!(config.control_socket, Path::new("/srv/run/control.sock"));
         assert_eq!(config.keep_days, None, "nothing is removed unless the site says so");
         let config = Config::parse(Path::new("/srv"), "[store]\nkeep_days = 30\n").unwrap();
         assert_eq!(config.keep_days, Some(30));
+    }
+    #[test]
+    fn the_example_says_everything() {
+        let text = include_str!("../../deploy/examples/node.toml");
+        let config = Config::parse(Path::new("/srv"), text).unwrap();
+        let rules: Vec<&PeerRule> = config.peers.values().collect();
+        assert_eq!(rules[0].limit_mbit_s, Some(100));
+        assert!(rules[0].hours.hold(23, 0) && !rules[0].hours.hold(7, 0));
+        assert_eq!(
+            (rules[0].direction, rules[1].direction),
+            (Direction::Automatic, Direction::Pull)
+        );
+        for key in ["listen", "socket", "command", "direction", "limit_mbit_s", "hours"] {
+            assert!(text.contains(key), "{key} is not in the example");
+        }
     }
 }

@@ -26,6 +26,9 @@ pub const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
 pub const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 /// Middleboxes drop idle connections after minutes; a ping keeps them, and finds dead ones.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// A ping may wait behind what is on its way over a slow link; without an answer after this long the
+/// connection is dead, whatever the sockets say.
+pub const KEEP_ALIVE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a call did not reach the other site.
 #[derive(Debug, thiserror::Error)]
@@ -57,17 +60,42 @@ pub enum Error {
         /// Its words.
         status: Box<tonic::Status>,
     },
+    /// The site said or sent what this site does not accept.
+    #[error("what {site} sent was refused here: {}", status.message())]
+    Unacceptable {
+        /// The site.
+        site: SiteId,
+        /// Why.
+        status: Box<tonic::Status>,
+    },
+}
+
+impl Error {
+    /// Whether the site was not reached at all.
+    fn is_unreached(&self) -> bool {
+        use tonic::Code::{DeadlineExceeded, Unavailable, Unknown};
+        match self {
+            Self::NoEndpoint(_) | Self::Connect { .. } => true,
+            // So tonic says that a connection broke.
+            Self::Refused { status, .. } => {
+                matches!(status.code(), Unavailable | DeadlineExceeded | Unknown)
+            }
+            Self::Trust(_) | Self::Tls(_) | Self::Unacceptable { .. } => false,
+        }
+    }
 }
 
 /// What is known about reaching a peer.
 #[derive(Debug, Clone, Default)]
 pub struct Contact {
-    /// Unix time of the last call that reached it; 0 if none since the start.
+    /// Unix time of the last call that reached it or came from it; 0 if none since the start.
     pub last: u64,
     /// Why the last call failed; empty if it did not.
     pub problem: String,
     /// Digest of the card by which it knows this site, as far as it said.
     pub held: Option<Digest>,
+    /// Whether the last call did not reach it.
+    pub unreached: bool,
 }
 
 /// All peers' contacts.
@@ -87,11 +115,10 @@ impl Contacts {
         all.entry(site.clone()).or_default().held = Some(card);
     }
 
-    /// Whether the last call to `site` worked; false if there was none.
-    #[must_use]
-    pub fn reaches(&self, site: &SiteId) -> bool {
-        let contact = self.of(site);
-        contact.last > 0 && contact.problem.is_empty()
+    /// Notes that `site` called.
+    pub fn heard(&self, site: &SiteId) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(site.clone()).or_default().last = unix_now();
     }
 
     /// Notes how a call went; says whether the problem is a new one.
@@ -106,6 +133,7 @@ impl Contacts {
             // A peer's own words may be in it, and they end in a terminal.
             Err(e) => e.to_string().chars().filter(|c| !c.is_control()).take(PROBLEM_MAX).collect(),
         };
+        contact.unreached = outcome.as_ref().is_err_and(Error::is_unreached);
         let new = !problem.is_empty() && contact.problem != problem;
         contact.problem = problem;
         new
@@ -177,6 +205,7 @@ pub async fn reach(identity: &Identity, daemon: &Daemon, site: &SiteId) -> Resul
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE_PATIENCE)
             .keep_alive_while_idle(true)
             .connect_with_connector(dial)
             .await;

@@ -4,6 +4,8 @@
 use crate::contacts::{self, Contacts, connect};
 use crate::daemon::{Daemon, unix_now};
 use crate::identity::Own;
+use crate::pace::{Held as Waits, Paces, last_patience};
+use crate::release::Release;
 use crate::rpc::peer::BATCH_MAX;
 use crate::store::Store;
 use crate::trainer::{Assignment, Trained, TrainerHub};
@@ -14,25 +16,24 @@ use rondo::plan::Plan;
 use rondo::round::{Effect, Event, ReceiptBody, StallReason};
 use rondo::transfer::ChunkTable;
 use rondo_proto::peer::peer_client::PeerClient;
-use rondo_proto::peer::{Chunk, Offer, OfferAnswer, ReceiptBatch, offer_answer::Answer};
+use rondo_proto::peer::{OfferAnswer, ReceiptBatch, offer_answer::Answer};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 /// First pause after a failure; it doubles up to [`RETRY_MAX`].
-const RETRY_MIN: Duration = Duration::from_millis(250);
+pub const RETRY_MIN: Duration = Duration::from_millis(250);
 /// Longest pause after a failure. An effect is never given up: a peer may be away for days.
-const RETRY_MAX: Duration = Duration::from_secs(30);
+pub const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Pause after a failure that the same cases and the same seed will give again.
 const HOPELESS_PAUSE: Duration = Duration::from_secs(600);
 /// Failures of a visit before all sites are told that it stalls.
 const STALL_AFTER: u32 = 3;
-/// A chunk may take this long; what arrived in time is kept, so the next attempt goes on from there.
-pub const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
 /// An answer to a single message must come within this time; transfers have no such limit.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What every worker needs.
 #[derive(Clone)]
@@ -47,6 +48,8 @@ pub struct Workers {
     pub hub: TrainerHub,
     /// How calls went.
     pub contacts: Contacts,
+    /// How fast and when weights may flow.
+    pub paces: Paces,
 }
 
 /// How an attempt at an effect went.
@@ -125,8 +128,8 @@ impl Workers {
                 Effect::DeliverReceipts { round, to, from } => {
                     self.deliver(*round, to, *from).await.into()
                 }
-                Effect::HandOver { round, visit, weights, to } => {
-                    self.hand_over(*round, *visit, *weights, to).await.into()
+                Effect::HandOver { round, visit, to, .. } => {
+                    self.hand_over(*round, *visit, to).await.into()
                 }
                 Effect::Train { round, visit, received } => {
                     self.train(*round, *visit, *received, failures).await
@@ -170,7 +173,15 @@ impl Workers {
         outcome.ok()
     }
 
+    /// Whether `to` has to collect what is for it, because its card names no endpoint.
+    fn collects(&self, to: &SiteId) -> bool {
+        self.daemon.state().roster().trusted(to).is_ok_and(|card| card.endpoints.is_empty())
+    }
+
     async fn deliver(&self, round: RoundId, to: &SiteId, from: u32) -> bool {
+        if self.collects(to) {
+            return false;
+        }
         let mut from = from;
         loop {
             let state = self.daemon.state();
@@ -203,40 +214,21 @@ impl Workers {
         }
     }
 
-    async fn hand_over(
-        &self,
-        round: RoundId,
-        visit: VisitNo,
-        weights: Digest,
-        to: &SiteId,
-    ) -> bool {
-        let state = self.daemon.state();
-        let Some(known) = state.rounds().get(&round) else { return false };
-        let (Some(passport), Some(manifest)) = (known.passport(visit), known.manifest(visit))
-        else {
+    async fn hand_over(&self, round: RoundId, visit: VisitNo, to: &SiteId) -> bool {
+        if self.collects(to) || self.paces.of(to).open().is_err() {
             return false;
-        };
-        let bytes = match self.store.get(weights) {
-            Ok(bytes) => bytes,
+        }
+        let release = match Release::of(&self.daemon.state(), &self.store, round, visit) {
+            Ok(release) => release,
             Err(e) => {
                 tracing::error!(round = round.short(), visit = visit.0, "cannot hand over: {e}");
                 return false;
             }
         };
-        if let Err(e) = known.plan.layout().check(&bytes) {
-            tracing::error!(round = round.short(), visit = visit.0, "not released: {e}");
-            return false;
-        }
-        let offer = Offer {
-            round: round.as_bytes().to_vec(),
-            visit: visit.0,
-            passport: passport.to_json(),
-        };
-        let table = manifest.weights.clone();
         let outcome = async {
             let mut peer = connect(&self.own.now(), &self.daemon, to).await?;
-            let answer = call(to, peer.offer_checkpoint(offer)).await?;
-            self.send_wanted(&mut peer, to, round, visit, &table, &bytes, answer).await
+            let answer = call(to, peer.offer_checkpoint(release.offer())).await?;
+            self.send_wanted(&mut peer, to, &release, answer).await
         };
         let Some(Some(receipt)) = self.noted(to, outcome.await) else { return false };
         tracing::info!(round = round.short(), visit = visit.0, peer = %to, "checkpoint handed over");
@@ -246,42 +238,38 @@ impl Workers {
     }
 
     /// Sends the chunks that `answer` asks for; gives the receipt once the peer holds the checkpoint.
-    #[allow(clippy::too_many_arguments)]
     async fn send_wanted(
         &self,
         peer: &mut PeerClient<Channel>,
         to: &SiteId,
-        round: RoundId,
-        visit: VisitNo,
-        table: &ChunkTable,
-        bytes: &[u8],
+        release: &Release,
         answer: OfferAnswer,
     ) -> Result<Option<Envelope>, contacts::Error> {
         let answer = match answer.answer {
             Some(Answer::Wanted(wanted)) => {
-                let chunks: Vec<Chunk> = wanted
-                    .chunks
-                    .iter()
-                    .filter_map(|index| {
-                        let range = table.range(u64::from(*index)).ok()?;
-                        let range =
-                            usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?;
-                        let data = bytes.get(range)?.to_vec();
-                        Some(Chunk {
-                            round: round.as_bytes().to_vec(),
-                            visit: visit.0,
-                            index: *index,
-                            data,
-                        })
-                    })
-                    .collect();
-                let sent = tokio::time::timeout(
-                    ANSWER_TIMEOUT
-                        + CHUNK_PATIENCE * u32::try_from(chunks.len()).unwrap_or(u32::MAX),
-                    peer.send_chunks(tokio_stream::iter(chunks)),
-                );
-                let slow = || tonic::Status::deadline_exceeded("the transfer made no progress");
-                let sent = sent.await.unwrap_or_else(|_| Err(slow()));
+                let pace = self.paces.of(to);
+                let (out, chunks) = mpsc::channel(1);
+                let feed = pace.feed(release.chunks(wanted.chunks), out, |chunk| chunk);
+                let sending = peer.send_chunks(ReceiverStream::new(chunks));
+                tokio::pin!(sending);
+                let fed = tokio::select! {
+                    biased;
+                    answer = &mut sending => Err(answer),
+                    fed = feed => Ok(fed),
+                };
+                let slow = |e: String| Err(tonic::Status::deadline_exceeded(e));
+                let sent = match fed {
+                    Err(answer) => answer,
+                    Ok(Err(e @ Waits::Stalled(_))) => slow(e.to_string()),
+                    Ok(fed) => {
+                        if let Err(e @ Waits::Hours(_)) = fed {
+                            tracing::info!(peer = %to, "the transfer pauses: {e}");
+                        }
+                        let limit = last_patience(release.bytes());
+                        let late = |_| slow("no answer came to the last chunk".to_owned());
+                        tokio::time::timeout(limit, sending).await.unwrap_or_else(late)
+                    }
+                };
                 sent.map_err(|status| refused(to, status))?.into_inner().answer
             }
             answer => answer,
@@ -406,12 +394,16 @@ impl Drop for Ending {
     }
 }
 
-fn refused(site: &SiteId, status: tonic::Status) -> contacts::Error {
+/// What `site` refused.
+pub fn refused(site: &SiteId, status: tonic::Status) -> contacts::Error {
     contacts::Error::Refused { site: site.clone(), status: Box::new(status) }
 }
 
-/// The answer to a single message, which must come in time.
-pub(crate) async fn call<T>(
+/// The answer of `site` to one message, if it comes in time.
+///
+/// # Errors
+/// What the site says, or that it says nothing.
+pub async fn call<T>(
     site: &SiteId,
     answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, contacts::Error> {

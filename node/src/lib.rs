@@ -1,7 +1,8 @@
 //! The daemon of one site: the core of Rondo with disk, network and a trainer.
 //!
 //! It links no image and no tensor code. Start reading at [`daemon`] (who owns the state) and
-//! [`effects`] (what the state makes happen); [`rpc`] and [`listen`] are how others get in.
+//! [`effects`] (what the state makes happen); [`rpc`] and [`listen`] are how others get in. Weights
+//! leave through [`release`] at the [`pace`] of their peer; [`pull`] fetches from who cannot call.
 
 pub mod boundary;
 pub mod cli;
@@ -16,6 +17,9 @@ pub mod greeting;
 pub mod identity;
 pub mod journal;
 pub mod listen;
+pub mod pace;
+pub mod pull;
+pub mod release;
 pub mod renewal;
 pub mod retention;
 pub mod rpc;

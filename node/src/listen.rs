@@ -1,7 +1,7 @@
 //! Sockets: TLS for peers, unix sockets for operators and the trainer.
 
 use crate::connection::{Place, Places, Trusted};
-use crate::contacts::{CONNECTION_WINDOW, KEEP_ALIVE, STREAM_WINDOW};
+use crate::contacts::{CONNECTION_WINDOW, KEEP_ALIVE, KEEP_ALIVE_PATIENCE, STREAM_WINDOW};
 use crate::rpc::control::ControlService;
 use crate::rpc::peer::PeerService;
 use crate::rpc::trainer::TrainerService;
@@ -96,6 +96,7 @@ pub async fn peers(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_PATIENCE))
         .max_concurrent_streams(Some(STREAMS_MAX))
         .concurrency_limit_per_connection(STREAMS_MAX as usize)
         .add_service(service)

@@ -1,5 +1,6 @@
 //! Services: each handler converts, asks the daemon, converts back.
 
+pub mod collect;
 pub mod control;
 mod models;
 pub mod peer;

@@ -11,6 +11,8 @@ use crate::expiry;
 use crate::greeting::Greeter;
 use crate::identity::{self, Identity, NewSite, Own};
 use crate::journal::{self, Journal};
+use crate::pace::Paces;
+use crate::pull::Pulls;
 use crate::renewal::Renewal;
 use crate::rpc::control::ControlService;
 use crate::rpc::peer::PeerService;
@@ -321,7 +323,8 @@ async fn live(
         ))
     })?;
     let greeter = Greeter::new(daemon.clone(), own.clone(), contacts.clone());
-    let peers = PeerService::new(store.clone(), greeter.clone());
+    let paces = Paces::new(config.peers.clone());
+    let peers = PeerService::new(store.clone(), greeter.clone(), paces.clone());
     let [control_socket, trainer_socket] = around.sockets.map(tokio::net::UnixListener::from_std);
     let (control_socket, trainer_socket) = (control_socket?, trainer_socket?);
     let trainer = TrainerService::new(hub.clone(), store.clone());
@@ -333,10 +336,12 @@ async fn live(
         greeter: greeter.clone(),
         renewal: Renewal::new(home.to_owned(), greeter.clone()),
         file_access: around.file_access,
+        paces: paces.clone(),
     };
     let tidying = retention::run(store.clone(), daemon.clone(), config.keep_days);
     let states = daemon.states();
-    let workers = Workers { daemon: daemon.clone(), own, store, hub: hub.clone(), contacts };
+    let pulls = Pulls { greeter: greeter.clone(), paces: paces.clone(), service: peers.clone() };
+    let workers = Workers { daemon: daemon.clone(), own, store, hub: hub.clone(), contacts, paces };
     tracing::info!(address = %config.listen, control = %config.control_socket.display(), "ready");
     let ended = tokio::select! {
         ended = listen::peers(listener, tls, states, peers) => ended,
@@ -352,6 +357,7 @@ async fn live(
                 Err(e) => e,
             }
         } => return Err(failed).context("talking to the process that starts the trainer"),
+        () = pulls.run() => Ok(()),
     };
     ended.context("serving")
 }

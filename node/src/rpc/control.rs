@@ -8,6 +8,7 @@ use crate::daemon::{Daemon, unix_now};
 use crate::expiry;
 use crate::greeting::Greeter;
 use crate::identity::{VALID_DAYS, VALID_DAYS_MAX};
+use crate::pace::Paces;
 use crate::renewal::{self, Renewal, Step};
 use crate::retention;
 use crate::store::Store;
@@ -16,7 +17,7 @@ use rondo::envelope::Envelope;
 use rondo::ids::{Digest, RoundId, SiteId, VisitNo};
 use rondo::passport::{Passport, VerifiedPassport};
 use rondo::plan::Plan;
-use rondo::round::{Event, Imported, ReceiptBody, Refusal, RoundPhase, SiteState};
+use rondo::round::{Effect, Event, Imported, ReceiptBody, Refusal, RoundPhase, SiteState};
 use rondo::trust::{self, Peer, SiteCard};
 use rondo_proto::control::control_server::Control;
 use rondo_proto::control::{
@@ -54,6 +55,8 @@ pub struct ControlService {
     pub renewal: Renewal,
     /// What the kernel holds this daemon to.
     pub file_access: FileAccess,
+    /// How fast and when weights may flow.
+    pub paces: Paces,
 }
 
 impl ControlService {
@@ -94,6 +97,25 @@ impl ControlService {
             problem: contact.problem,
             card: peer.signed.to_json(),
             warnings: if peer.revoked { Vec::new() } else { expiry::warnings(card, unix_now()) },
+            waiting: self.waiting(card).unwrap_or_default(),
+        }
+    }
+
+    /// What waits for a peer though nothing failed.
+    fn waiting(&self, peer: &SiteCard) -> Option<String> {
+        let effects = self.daemon.state().effects();
+        let receipts = effects
+            .iter()
+            .any(|e| matches!(e, Effect::DeliverReceipts { to, .. } if *to == peer.site));
+        let weights =
+            effects.iter().any(|e| matches!(e, Effect::HandOver { to, .. } if *to == peer.site));
+        let held = self.paces.of(&peer.site).open().err();
+        match held.filter(|_| weights) {
+            Some(held) => Some(held.to_string()),
+            None if peer.endpoints.is_empty() && (receipts || weights) => Some(
+                "its card names no endpoint: what is for it waits until it calls here".to_owned(),
+            ),
+            None => None,
         }
     }
 

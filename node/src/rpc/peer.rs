@@ -2,22 +2,25 @@
 
 use super::{received_receipt, refused};
 use crate::daemon::{Daemon, unix_now};
-use crate::effects::CHUNK_PATIENCE;
 use crate::greeting::Greeter;
+use crate::pace::{Paces, patience};
 use crate::store::{self, Incoming, Store};
 use crate::tls::Caller;
 use rondo::envelope::Envelope;
 use rondo::ids::{RoundId, SiteId, VisitNo};
 use rondo::passport::{self, Passport};
 use rondo::round::{Event, Receipt, ReceiptBody, Refusal};
+use rondo::transfer::CHUNK_MIN_BYTES;
 use rondo_proto::convert::{digest, visit};
 use rondo_proto::peer::peer_server::Peer;
 use rondo_proto::peer::{
-    Chunk, GreetRequest, Greeting, Held, Offer, OfferAnswer, ReceiptAcknowledgement, ReceiptBatch,
-    Wanted, offer_answer::Answer,
+    Chunk, CollectRequest, Collected, FetchChunksRequest, GreetRequest, Greeting, Held, Offer,
+    OfferAnswer, ReceiptAcknowledgement, ReceiptBatch, Wanted, offer_answer::Answer,
 };
 use std::collections::HashSet;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Receipts that one call may bring.
@@ -26,18 +29,22 @@ pub const BATCH_MAX: usize = 256;
 /// The peer service of a site.
 #[derive(Clone)]
 pub struct PeerService {
-    daemon: Daemon,
-    store: Store,
+    pub(super) daemon: Daemon,
+    pub(super) store: Store,
     greeter: Greeter,
-    /// Checkpoints that are being received, each by one caller at a time.
-    receiving: Arc<Mutex<HashSet<(RoundId, VisitNo)>>>,
+    pub(super) paces: Paces,
+    /// Checkpoints that are being received, each from one connection at a time.
+    receiving: Claims<(RoundId, VisitNo)>,
+    /// Checkpoints that are being fetched, each on one connection of a peer at a time.
+    pub(super) sending: Claims<(RoundId, VisitNo, SiteId)>,
 }
 
 impl PeerService {
     /// Serves the daemon of `greeter`, and `store`.
     #[must_use]
-    pub fn new(store: Store, greeter: Greeter) -> Self {
-        Self { daemon: greeter.daemon.clone(), store, greeter, receiving: Arc::default() }
+    pub fn new(store: Store, greeter: Greeter, paces: Paces) -> Self {
+        let (receiving, sending) = (Claims::default(), Claims::default());
+        Self { daemon: greeter.daemon.clone(), store, greeter, paces, receiving, sending }
     }
 
     /// The caller, if it is (still) trusted: a roster may change while a connection lives.
@@ -46,7 +53,9 @@ impl PeerService {
         let Caller(site) = caller.ok_or_else(|| Status::unauthenticated("no TLS identity"))?;
         let state = self.daemon.state();
         let trusted = state.roster().trusted(site);
-        trusted.map(|_| site.clone()).map_err(|e| Status::permission_denied(e.to_string()))
+        trusted.map_err(|e| Status::permission_denied(e.to_string()))?;
+        self.greeter.contacts.heard(site);
+        Ok(site.clone())
     }
 
     /// Whether `caller` may hand the checkpoint of `visit` to this site.
@@ -100,13 +109,12 @@ impl PeerService {
         mut incoming: Incoming,
         first: Chunk,
         mut chunks: Streaming<Chunk>,
+        chunk_bytes: u64,
     ) -> Result<OfferAnswer, Status> {
         let mut next = Some(first);
         while let Some(chunk) = next {
             incoming.accept(chunk.index, &chunk.data)?;
-            next = tokio::time::timeout(CHUNK_PATIENCE, chunks.message())
-                .await
-                .map_err(|_| Status::deadline_exceeded("no chunk came in time"))??;
+            next = in_time(&mut chunks, chunk_bytes).await?;
         }
         let missing = incoming.missing();
         if !missing.is_empty() {
@@ -171,53 +179,41 @@ fn envelope(bytes: &[u8]) -> Result<Envelope, Status> {
     Envelope::from_json(bytes).map_err(|e| Status::invalid_argument(e.to_string()))
 }
 
-/// Marks a checkpoint as being received until dropped.
-struct Claim(Arc<Mutex<HashSet<(RoundId, VisitNo)>>>, (RoundId, VisitNo));
+/// The next chunk, unless the flow is dead: a drip is no flow.
+async fn in_time(chunks: &mut Streaming<Chunk>, bytes: u64) -> Result<Option<Chunk>, Status> {
+    let limit = patience(bytes);
+    let late = |_| {
+        Status::deadline_exceeded(format!(
+            "no chunk came within {} s: the transfer is cut, and what arrived is kept",
+            limit.as_secs()
+        ))
+    };
+    tokio::time::timeout(limit, chunks.message()).await.map_err(late)?
+}
 
-impl Claim {
-    fn take(
-        all: &Arc<Mutex<HashSet<(RoundId, VisitNo)>>>,
-        what: (RoundId, VisitNo),
-    ) -> Result<Self, Status> {
-        let fresh = all.lock().unwrap_or_else(PoisonError::into_inner).insert(what);
-        let busy = || Status::aborted("this checkpoint is being received on another connection");
+/// Checkpoints that somebody works on.
+pub(super) type Claims<K> = Arc<Mutex<HashSet<K>>>;
+
+/// Marks a checkpoint as being worked on until dropped.
+pub(super) struct Claim<K: Eq + Hash>(Claims<K>, K);
+
+impl<K: Eq + Hash + Clone> Claim<K> {
+    pub(super) fn take(all: &Claims<K>, what: K) -> Result<Self, Status> {
+        let fresh = all.lock().unwrap_or_else(PoisonError::into_inner).insert(what.clone());
+        let busy = || Status::aborted("this checkpoint is being passed on another connection");
         fresh.then(|| Self(all.clone(), what)).ok_or_else(busy)
     }
 }
 
-impl Drop for Claim {
+impl<K: Eq + Hash> Drop for Claim<K> {
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
     }
 }
 
-#[tonic::async_trait]
-impl Peer for PeerService {
-    async fn greet(&self, request: Request<GreetRequest>) -> Result<Response<Greeting>, Status> {
-        let caller = self.caller(&request)?;
-        let said = request.into_inner();
-        self.greeter.learn(&caller, &said.card, &said.holds).await;
-        let [version_major, version_minor, version_patch] = crate::version();
-        let site = self.daemon.site().to_string();
-        let now = unix_now();
-        Ok(Response::new(Greeting {
-            site,
-            version_major,
-            version_minor,
-            version_patch,
-            now,
-            card: self.greeter.own.now().card.to_json(),
-            reaches_you: self.greeter.contacts.reaches(&caller),
-            holds: self.greeter.holds(&caller),
-        }))
-    }
-
-    async fn deliver_receipts(
-        &self,
-        request: Request<ReceiptBatch>,
-    ) -> Result<Response<ReceiptAcknowledgement>, Status> {
-        let caller = self.caller(&request)?;
-        let batch = request.into_inner();
+impl PeerService {
+    /// Adopts what `from` told, be it delivered or collected; says which of its receipts are known then.
+    async fn receipts(&self, from: &SiteId, batch: ReceiptBatch) -> Result<u32, Status> {
         let round = digest("round", &batch.round)?;
         if batch.receipts.len() > BATCH_MAX {
             let text = format!("a batch may hold {BATCH_MAX} receipts");
@@ -225,44 +221,55 @@ impl Peer for PeerService {
         }
         let known = || {
             let state = self.daemon.state();
-            let told = state.rounds().get(&round).and_then(|r| r.receipts.get(&caller));
+            let told = state.rounds().get(&round).and_then(|r| r.receipts.get(from));
             u32::try_from(told.map_or(0, Vec::len)).unwrap_or(u32::MAX)
         };
         for bytes in &batch.receipts {
             let receipt = envelope(bytes)?;
             let claimed = Receipt::unverified(&receipt)
                 .map_err(|e| Status::invalid_argument(e.to_string()))?;
-            if claimed.site != caller || claimed.round != round {
+            if claimed.site != *from || claimed.round != round {
                 return Err(Status::permission_denied(
                     "a site delivers its own receipts of one round",
                 ));
             }
             match self.daemon.adopt(Event::Receipt { receipt }).await {
                 Ok(()) => {}
-                // What was adopted so far counts; the answer tells the caller where to go on.
+                // What was adopted so far counts; the answer tells the from where to go on.
                 Err(crate::daemon::Error::Refused(Refusal::Order { .. } | Refusal::Gap(_))) => {
                     break;
                 }
                 Err(e) => {
-                    tracing::warn!(peer = %caller, round = round.short(), "receipt refused: {e}");
+                    tracing::warn!(peer = %from, round = round.short(), "receipt refused: {e}");
                     return Err(e.into());
                 }
             }
         }
-        Ok(Response::new(ReceiptAcknowledgement { number: known() }))
+        Ok(known())
     }
 
-    async fn offer_checkpoint(
-        &self,
-        request: Request<Offer>,
-    ) -> Result<Response<OfferAnswer>, Status> {
-        let caller = self.caller(&request)?;
-        let offer = request.into_inner();
+    /// As [`Self::receipts`], for what was collected; says whether there was anything new in it.
+    ///
+    /// # Errors
+    /// What this site refuses.
+    pub async fn told(&self, from: &SiteId, batch: ReceiptBatch) -> Result<bool, Status> {
+        let round = digest("round", &batch.round)?;
+        let state = self.daemon.state();
+        let before =
+            state.rounds().get(&round).and_then(|r| r.receipts.get(from)).map_or(0, Vec::len);
+        Ok(self.receipts(from, batch).await? as usize > before)
+    }
+
+    /// Looks at a checkpoint that `from` offers; the answer says which chunks are missing here.
+    ///
+    /// # Errors
+    /// What this site refuses.
+    pub async fn offered(&self, from: &SiteId, offer: Offer) -> Result<OfferAnswer, Status> {
         let (id, number) = (digest("round", &offer.round)?, visit(offer.visit)?);
-        self.may_hand_over(&caller, id, number)?;
+        self.may_hand_over(from, id, number)?;
         let passport = Passport::from_json(&offer.passport).map_err(|e| passport_refused(&e))?;
         let verified = passport.verify(self.daemon.state().roster()).map_err(|e| {
-            tracing::warn!(peer = %caller, round = id.short(), visit = number.0, "offer refused: {e}");
+            tracing::warn!(peer = %from, round = id.short(), visit = number.0, "offer refused: {e}");
             passport_refused(&e)
         })?;
         if verified.plan().round() != id || verified.last().visit != number {
@@ -273,12 +280,88 @@ impl Peer for PeerService {
         }
         let _claim = Claim::take(&self.receiving, (id, number))?;
         match self.answer(id, number).await? {
-            Ok(answer) => Ok(Response::new(answer)),
+            Ok(answer) => Ok(answer),
             Err(incoming) if incoming.missing().is_empty() => {
-                self.finish(id, number, incoming).await.map(Response::new)
+                self.finish(id, number, incoming).await
             }
-            Err(incoming) => Ok(Response::new(wanted(incoming.missing()))),
+            Err(incoming) => Ok(wanted(incoming.missing())),
         }
+    }
+
+    /// Length of the longest chunk that `from` may be sending.
+    fn chunk_bytes(&self, from: &SiteId) -> u64 {
+        let state = self.daemon.state();
+        let rounds = state.rounds().values().filter(|r| r.started);
+        let visits = rounds.flat_map(|r| r.visits.iter()).filter_map(|v| v.contribution.as_ref());
+        let theirs = visits.filter(|(manifest, _)| manifest.site == *from);
+        theirs.map(|(manifest, _)| manifest.weights.chunk_bytes).max().unwrap_or(CHUNK_MIN_BYTES)
+    }
+
+    /// Takes the chunks of a checkpoint that `from` offered.
+    ///
+    /// # Errors
+    /// What this site refuses; what was verified before stays.
+    pub async fn taken(
+        &self,
+        from: &SiteId,
+        mut chunks: Streaming<Chunk>,
+    ) -> Result<OfferAnswer, Status> {
+        let chunk_bytes = self.chunk_bytes(from);
+        let first = in_time(&mut chunks, chunk_bytes).await.inspect_err(|e| {
+            tracing::warn!(peer = %from, "transfer broken off: {}", e.message());
+        })?;
+        let first = first.ok_or_else(|| Status::invalid_argument("no chunk was sent"))?;
+        let (id, number) = (digest("round", &first.round)?, visit(first.visit)?);
+        self.may_hand_over(from, id, number)?;
+        let _claim = Claim::take(&self.receiving, (id, number))?;
+        let answer = match self.answer(id, number).await? {
+            Ok(answer) => answer,
+            Err(incoming) => {
+                self.receive(id, number, incoming, first, chunks, chunk_bytes).await.inspect_err(|e| {
+                    tracing::warn!(peer = %from, round = id.short(), visit = number.0, "transfer broken off: {}", e.message());
+                })?
+            }
+        };
+        Ok(answer)
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type FetchChunksStream = ReceiverStream<Result<Chunk, Status>>;
+
+    async fn greet(&self, request: Request<GreetRequest>) -> Result<Response<Greeting>, Status> {
+        let caller = self.caller(&request)?;
+        let said = request.into_inner();
+        self.greeter.learn(&caller, &said.card, &said.holds).await;
+        let [version_major, version_minor, version_patch] = crate::version();
+        Ok(Response::new(Greeting {
+            site: self.daemon.site().to_string(),
+            version_major,
+            version_minor,
+            version_patch,
+            now: unix_now(),
+            card: self.greeter.own.now().card.to_json(),
+            reaches_you: !self.greeter.contacts.of(&caller).unreached,
+            holds: self.greeter.holds(&caller),
+        }))
+    }
+
+    async fn deliver_receipts(
+        &self,
+        request: Request<ReceiptBatch>,
+    ) -> Result<Response<ReceiptAcknowledgement>, Status> {
+        let caller = self.caller(&request)?;
+        let number = self.receipts(&caller, request.into_inner()).await?;
+        Ok(Response::new(ReceiptAcknowledgement { number }))
+    }
+
+    async fn offer_checkpoint(
+        &self,
+        request: Request<Offer>,
+    ) -> Result<Response<OfferAnswer>, Status> {
+        let caller = self.caller(&request)?;
+        self.offered(&caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn send_chunks(
@@ -286,20 +369,23 @@ impl Peer for PeerService {
         request: Request<Streaming<Chunk>>,
     ) -> Result<Response<OfferAnswer>, Status> {
         let caller = self.caller(&request)?;
-        let mut chunks = request.into_inner();
-        let first =
-            chunks.message().await?.ok_or_else(|| Status::invalid_argument("no chunk was sent"))?;
-        let (id, number) = (digest("round", &first.round)?, visit(first.visit)?);
-        self.may_hand_over(&caller, id, number)?;
-        let _claim = Claim::take(&self.receiving, (id, number))?;
-        let answer = match self.answer(id, number).await? {
-            Ok(answer) => answer,
-            Err(incoming) => {
-                self.receive(id, number, incoming, first, chunks).await.inspect_err(|e| {
-                    tracing::warn!(peer = %caller, round = id.short(), visit = number.0, "transfer broken off: {}", e.message());
-                })?
-            }
-        };
-        Ok(Response::new(answer))
+        self.taken(&caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn collect(
+        &self,
+        request: Request<CollectRequest>,
+    ) -> Result<Response<Collected>, Status> {
+        let caller = self.caller(&request)?;
+        let have = self.acknowledged(&caller, &request.into_inner().having).await?;
+        self.collected(&caller, &have).await.map(Response::new)
+    }
+
+    async fn fetch_chunks(
+        &self,
+        request: Request<FetchChunksRequest>,
+    ) -> Result<Response<Self::FetchChunksStream>, Status> {
+        let caller = self.caller(&request)?;
+        self.fetched(&caller, request.into_inner()).await.map(Response::new)
     }
 }

@@ -91,6 +91,9 @@ pub struct PeerView {
     pub problem: ::prost::alloc::string::String,
     #[prost(bytes = "vec", tag = "9")]
     pub card: ::prost::alloc::vec::Vec<u8>,
+    /// What waits for it though nothing failed, and for what; empty if nothing does.
+    #[prost(string, tag = "10")]
+    pub waiting: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "20")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }

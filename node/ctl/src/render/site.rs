@@ -95,6 +95,7 @@ pub(crate) fn peer_json(peer: &PeerView) -> Value {
         "revoked": peer.revoked,
         "last_contact": (peer.last_contact > 0).then_some(peer.last_contact),
         "problem": peer.problem,
+        "waiting": peer.waiting,
         "card": card_json(&peer.card),
         "warnings": peer.warnings,
     })
@@ -119,10 +120,11 @@ pub(crate) fn peers_text(peers: &[PeerView]) -> String {
     }
     let head = ["site", "name", "fingerprint", "endpoints", "valid until", "last contact", "state"];
     let row = |p: &PeerView| {
-        let state = match (p.revoked, p.problem.is_empty()) {
-            (true, _) => "revoked",
-            (_, true) => "trusted",
-            (_, false) => &p.problem,
+        let state = match (p.revoked, p.problem.as_str(), p.waiting.as_str()) {
+            (true, ..) => "revoked",
+            (_, "", "") => "trusted",
+            (_, "", waiting) => waiting,
+            (_, problem, _) => problem,
         };
         vec![
             p.site.clone(),
