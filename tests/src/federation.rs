@@ -60,11 +60,15 @@ impl Federation {
         let mut sites = Vec::new();
         for name in names {
             let cohort = cohort(folder.path(), name);
-            let mut site = Site::init(folder.path(), name, cohort.as_deref());
-            site.start();
-            sites.push(site);
+            sites.push(Site::init(folder.path(), name, cohort.as_deref()));
         }
+        Self::of(folder, sites).await
+    }
+
+    /// Starts sites that were made in `folder` and lets them trust each other.
+    pub async fn of(folder: TempDir, sites: Vec<Site>) -> Self {
         let mut all = Self { sites, folder };
+        all.sites.iter_mut().for_each(Site::start);
         all.exchange_cards().await;
         all
     }

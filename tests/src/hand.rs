@@ -14,6 +14,7 @@ use rondo_node::identity::Identity;
 use rondo_proto::peer::offer_answer::Answer;
 use rondo_proto::peer::peer_client::PeerClient;
 use rondo_proto::peer::{Chunk, Offer, OfferAnswer, ReceiptBatch};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use tonic::Status;
 use tonic::transport::Channel;
@@ -41,7 +42,12 @@ impl Hand {
 
     /// Calls the daemon of `site`.
     pub async fn call(&self, site: &Site) -> PeerClient<Channel> {
-        Shows::keys_of(&self.home).peer(site.listen).await.expect("a connection")
+        self.call_at(site.listen).await
+    }
+
+    /// Calls whatever is reached at `address`.
+    pub async fn call_at(&self, address: SocketAddr) -> PeerClient<Channel> {
+        Shows::keys_of(&self.home).peer(address).await.expect("a connection")
     }
 
     /// Its signed statement about a round.

@@ -3,7 +3,7 @@
 //!
 //! Start at [`federation`] (sites that trust each other) and [`site`] (one of them). [`caller`] and
 //! [`hand`] are what knocks from outside: a stranger with any key, and a rostered site made by hand
-//! that lies as a test wants it to. [`history`] reads journals. What a scenario starts dies with it,
+//! that lies as a test wants it to. [`proxy`] is a bad line between two of them. [`history`] reads journals. What a scenario starts dies with it,
 //! and an unexpected `ERROR` or panic in a log fails it.
 #![allow(
     clippy::unwrap_used,
@@ -20,6 +20,7 @@ pub mod history;
 pub mod log;
 pub mod material;
 pub mod programs;
+pub mod proxy;
 pub mod site;
 
 use std::future::Future;

@@ -65,11 +65,26 @@ impl Site {
     /// starts a trainer for it.
     #[must_use]
     pub fn init(folder: &Path, name: &str, cohort: Option<&Path>) -> Self {
-        let (home, run) = (folder.join(name), folder.join("run").join(name));
         let listen = free_address();
+        Self::init_at(folder, name, cohort, listen, &[listen])
+    }
+
+    /// As [`Site::init`]: it listens at one address, and its card names others.
+    #[must_use]
+    pub fn init_at(
+        folder: &Path,
+        name: &str,
+        cohort: Option<&Path>,
+        listen: SocketAddr,
+        endpoints: &[SocketAddr],
+    ) -> Self {
+        let (home, run) = (folder.join(name), folder.join("run").join(name));
         let mut command = Command::new(programs::node());
         command.args(["init", "--site", name, "--name", &name.to_uppercase(), "--home"]).arg(&home);
-        command.args(["--listen", &listen.to_string(), "--endpoint", &listen.to_string()]);
+        command.args(["--listen", &listen.to_string()]);
+        for endpoint in endpoints {
+            command.args(["--endpoint", &endpoint.to_string()]);
+        }
         command.arg("--runtime-dir").arg(&run);
         if let Some(cohort) = cohort {
             let config = folder.join(format!("{name}-trainer.toml"));
@@ -115,6 +130,7 @@ impl Site {
             .args(["run", "--until-stdin-closes", "--home"])
             .arg(&self.home)
             .env_remove("RONDO_LOG")
+            .env("TZ", "UTC")
             // Several sites share this machine's few cores.
             .env("OMP_NUM_THREADS", "1")
             .env("RAYON_NUM_THREADS", "1")
