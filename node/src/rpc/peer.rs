@@ -212,7 +212,7 @@ impl<K: Eq + Hash> Drop for Claim<K> {
 }
 
 impl PeerService {
-    /// Adopts what `from` told, be it delivered or collected; says which of its receipts are known then.
+    /// Adopts what `from` told, be it delivered or collected; the number of its receipts known then.
     async fn receipts(&self, from: &SiteId, batch: ReceiptBatch) -> Result<u32, Status> {
         let round = digest("round", &batch.round)?;
         if batch.receipts.len() > BATCH_MAX {
@@ -248,7 +248,7 @@ impl PeerService {
         Ok(known())
     }
 
-    /// As [`Self::receipts`], for what was collected; says whether there was anything new in it.
+    /// Adopts receipts that were collected from `from`; says whether there was anything new in them.
     ///
     /// # Errors
     /// What this site refuses.
