@@ -4,8 +4,8 @@
 use prost::Message;
 use rondo_proto::peer::offer_answer::Answer;
 use rondo_proto::peer::{
-    Chunk, GreetRequest, Greeting, Held, Offer, OfferAnswer, ReceiptAcknowledgement, ReceiptBatch,
-    Wanted,
+    Chunk, CollectRequest, Collected, FetchChunksRequest, GreetRequest, Greeting, Having, Held,
+    Offer, OfferAnswer, ReceiptAcknowledgement, ReceiptBatch, Wanted,
 };
 use std::fmt::Debug;
 
@@ -29,7 +29,12 @@ fn holds<M: Message + Default + PartialEq + Debug>(message: &M, listing: &str) {
 
 #[test]
 fn every_message_keeps_its_bytes() {
-    holds(&GreetRequest {}, "");
+    holds(&GreetRequest::default(), "");
+    holds(
+        &GreetRequest { card: b"{}".to_vec(), holds: vec![0x22; 4] },
+        "0a 02 7b 7d            # 1, bytes: card
+         12 04 22 22 22 22      # 2, bytes: digest of the card held",
+    );
     holds(
         &Greeting {
             site: "uker".to_owned(),
@@ -37,12 +42,18 @@ fn every_message_keeps_its_bytes() {
             version_minor: 2,
             version_patch: 3,
             now: 1_800_000_000,
+            card: b"{}".to_vec(),
+            reaches_you: true,
+            holds: vec![0x22; 4],
         },
         "0a 04 75 6b 65 72      # 1, text: uker
          10 01                  # 2, number: major
          18 02                  # 3, number: minor
          20 03                  # 4, number: patch
-         28 80 a4 a7 da 06      # 5, number: now",
+         28 80 a4 a7 da 06      # 5, number: now
+         32 02 7b 7d            # 6, bytes: card
+         38 01                  # 7, truth: reaches you
+         42 04 22 22 22 22      # 8, bytes: digest of the card held",
     );
     holds(
         &ReceiptBatch { round: vec![0x11; 4], receipts: vec![b"{}".to_vec(), b"[]".to_vec()] },
@@ -56,6 +67,28 @@ fn every_message_keeps_its_bytes() {
         "0a 04 11 11 11 11      # 1, bytes: round
          10 02                  # 2, number: visit
          1a 02 7b 7d            # 3, bytes: passport",
+    );
+    holds(
+        &CollectRequest { having: vec![Having { round: vec![0x11; 4], number: 300 }] },
+        "0a 09                  # 1, message: having
+         0a 04 11 11 11 11      # 1, bytes: round
+         10 ac 02               # 2, number: number",
+    );
+    holds(
+        &Collected {
+            batches: vec![ReceiptBatch { round: vec![0x11; 4], receipts: Vec::new() }],
+            offers: vec![Offer { round: Vec::new(), visit: 2, passport: Vec::new() }],
+        },
+        "0a 06                  # 1, message: a batch
+         0a 04 11 11 11 11      # 1, bytes: round
+         12 02                  # 2, message: an offer
+         10 02                  # 2, number: visit",
+    );
+    holds(
+        &FetchChunksRequest { round: vec![0x11; 4], visit: 2, chunks: vec![0, 1, 300] },
+        "0a 04 11 11 11 11      # 1, bytes: round
+         10 02                  # 2, number: visit
+         1a 04 00 01 ac 02      # 3, packed numbers: chunks",
     );
     holds(
         &OfferAnswer { answer: Some(Answer::Wanted(Wanted { chunks: vec![0, 1, 300] })) },

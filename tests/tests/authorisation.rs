@@ -8,7 +8,9 @@ use rondo::round::{Event, ReceiptBody};
 use rondo::trust::SiteCard;
 use rondo_node::daemon::unix_now;
 use rondo_proto::peer::peer_client::PeerClient;
-use rondo_proto::peer::{Chunk, GreetRequest, Offer, ReceiptBatch};
+use rondo_proto::peer::{
+    Chunk, CollectRequest, Collected, FetchChunksRequest, GreetRequest, Offer, ReceiptBatch,
+};
 use rondo_tests::caller::Shows;
 use rondo_tests::federation::{Federation, propose};
 use rondo_tests::hand::{Hand, chunk, digest};
@@ -17,9 +19,12 @@ use rondo_tests::material::{PlanText, checkpoint};
 use rondo_tests::site::Site;
 use std::collections::BTreeSet;
 use std::error::Error as _;
+use std::time::Duration;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
+/// A refusal comes at once; a poll may wait for news much longer.
+const POLL_PATIENCE: Duration = Duration::from_secs(2);
 const PROTO: &str = include_str!("../../proto/rondo/v1/peer.proto");
 
 /// What comes of a call.
@@ -49,12 +54,16 @@ const CALLERS: [&str; 8] = [
 ];
 
 /// Every call and what each caller gets, the right one last.
-const TABLE: [(&str, [Outcome; 8]); 4] = [
+const TABLE: [(&str, [Outcome; 8]); 6] = [
     ("Greet", [Shut, Shut, Shut, Shut, Answered, Answered, Answered, Answered]),
     // Statements about a round that was proposed are welcome, or nobody could agree on it.
     ("DeliverReceipts", [Shut, Shut, Shut, Shut, DENIED, Answered, Answered, Answered]),
     ("OfferCheckpoint", [Shut, Shut, Shut, Shut, DENIED, DENIED, DENIED, Answered]),
     ("SendChunks", [Shut, Shut, Shut, Shut, DENIED, DENIED, DENIED, Answered]),
+    // What is told is the caller's own: receipts and offers that would be pushed to it.
+    ("Collect", [Shut, Shut, Shut, Shut, Answered, Answered, Answered, Answered]),
+    // This site made no checkpoint, so nobody may fetch one; who may is in `reach.rs`.
+    ("FetchChunks", [Shut, Shut, Shut, Shut, DENIED, DENIED, DENIED, DENIED]),
 ];
 
 #[test]
@@ -78,7 +87,7 @@ impl Words {
     async fn say(&self, call: &str, peer: &mut PeerClient<Channel>) -> Result<(), Status> {
         let round = self.round.as_bytes().to_vec();
         match call {
-            "Greet" => peer.greet(GreetRequest {}).await.map(|_| ()),
+            "Greet" => peer.greet(GreetRequest::default()).await.map(|_| ()),
             "DeliverReceipts" => {
                 let receipts = vec![self.receipt.to_json()];
                 peer.deliver_receipts(ReceiptBatch { round, receipts }).await.map(|_| ())
@@ -91,6 +100,16 @@ impl Words {
                 let (index, data) = self.chunk.clone();
                 let chunks = tokio_stream::iter([Chunk { round, visit: 1, index, data }]);
                 peer.send_chunks(chunks).await.map(|_| ())
+            }
+            "Collect" => {
+                let poll = peer.collect(CollectRequest { having: Vec::new() });
+                // Who is kept waiting for news was let in.
+                let answer = tokio::time::timeout(POLL_PATIENCE, poll).await;
+                answer.unwrap_or_else(|_| Ok(Response::new(Collected::default()))).map(|_| ())
+            }
+            "FetchChunks" => {
+                let chunks = vec![self.chunk.0];
+                peer.fetch_chunks(FetchChunksRequest { round, visit: 1, chunks }).await.map(|_| ())
             }
             other => panic!("say here what {other} is called with"),
         }

@@ -269,7 +269,7 @@ async fn honest(mut peer: PeerClient<Channel>, over: Arc<AtomicBool>) -> (u32, D
     let (mut answers, mut slowest) = (0, Duration::ZERO);
     while !over.load(Ordering::Relaxed) {
         let begun = Instant::now();
-        peer.greet(GreetRequest {}).await.expect("an honest peer is answered");
+        peer.greet(GreetRequest::default()).await.expect("an honest peer is answered");
         slowest = slowest.max(begun.elapsed());
         answers += 1;
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -327,7 +327,7 @@ impl Flood<'_> {
             0 => {
                 let stranger = Shows::own_make("stranger").peer(self.site.listen).await;
                 if let Ok(mut peer) = stranger {
-                    peer.greet(GreetRequest {}).await.expect_err("a stranger is refused");
+                    peer.greet(GreetRequest::default()).await.expect_err("a stranger is refused");
                 }
             }
             1 => {

@@ -202,7 +202,7 @@ async fn only_what_is_for_the_caller_can_be_fetched() {
     assert!(tokio::time::timeout(Duration::from_secs(2), silent).await.is_err());
     let refusal = peer.fetch_chunks(fetch(1)).await.unwrap_err();
     assert_eq!(refusal.code(), Code::PermissionDenied, "no model is there, and nobody approved");
-    assert!(peer.greet(GreetRequest {}).await.is_ok());
+    assert!(peer.greet(GreetRequest::default()).await.is_ok());
 }
 
 #[tokio::test]
@@ -309,7 +309,7 @@ async fn a_drip_is_cut_and_others_are_served() {
     next.send(part(1)).await.unwrap();
     while !sent.is_finished() {
         let asked = Instant::now();
-        other.call(usz).await.greet(GreetRequest {}).await.unwrap();
+        other.call(usz).await.greet(GreetRequest::default()).await.unwrap();
         assert!(asked.elapsed() < Duration::from_secs(5), "others wait for the drip");
         assert!(begun.elapsed() < Duration::from_secs(90), "the drip is never cut");
         tokio::time::sleep(Duration::from_secs(1)).await;
