@@ -5,8 +5,9 @@
 //!
 //! Read in this order: [`ids`] → [`plan`] → [`recipe`] → [`round`] (state, event, effect, step) →
 //! [`journal`]; and for what crosses the wire: [`envelope`] → [`manifest`] → [`passport`] →
-//! [`papers`] → [`checkpoint`] → [`transfer`] → [`trust`].
+//! [`papers`] → [`checkpoint`] → [`transfer`] → [`trust`]; [`audit`] is what an auditor reads.
 
+pub mod audit;
 pub mod checkpoint;
 pub mod envelope;
 #[cfg(test)]

@@ -75,7 +75,10 @@ impl Error {
             Self::Hops { .. } => "passport-hops",
             Self::Manifest { .. } => "passport-signature",
             Self::Chain { .. } => "passport-chain",
-            Self::Weights(_) => "weights-damaged",
+            Self::Weights(_) | Self::Checkpoint(crate::checkpoint::Error::Digest { .. }) => {
+                "weights-damaged"
+            }
+            Self::Checkpoint(crate::checkpoint::Error::NotFinite { .. }) => "weights-not-finite",
             Self::Checkpoint(_) => "weights-layout",
         }
     }

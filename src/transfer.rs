@@ -36,6 +36,18 @@ pub enum Error {
         /// Index of the damaged chunk.
         index: usize,
     },
+    /// A chunk is longer or shorter than was signed.
+    #[error("chunk {index} of checkpoint {checkpoint} has {found} bytes, not {expected}")]
+    Length {
+        /// The checkpoint.
+        checkpoint: Digest,
+        /// Index of the chunk.
+        index: u64,
+        /// Bytes that were signed.
+        expected: u64,
+        /// Bytes that came.
+        found: u64,
+    },
 }
 
 /// Digests of the consecutive chunks of one object.
@@ -99,11 +111,15 @@ impl ChunkTable {
     /// Proves that `data` is chunk `index`.
     ///
     /// # Errors
-    /// [`Error::Index`], or [`Error::Chunk`] naming the object and the chunk.
+    /// [`Error::Index`], [`Error::Length`], or [`Error::Chunk`] naming the object and the chunk.
     pub fn verify_chunk(&self, index: u64, data: &[u8]) -> Result<(), Error> {
         let range = self.range(index)?;
+        let (expected, found) = (range.end - range.start, data.len() as u64);
+        if found != expected {
+            return Err(Error::Length { checkpoint: self.object, index, expected, found });
+        }
         let signed = usize::try_from(index).ok().and_then(|i| self.chunks.get(i));
-        if data.len() as u64 == range.end - range.start && signed == Some(&Digest::of(data)) {
+        if signed == Some(&Digest::of(data)) {
             return Ok(());
         }
         let index = usize::try_from(index).unwrap_or(usize::MAX);
@@ -221,9 +237,14 @@ mod tests {
         assert!(receiving.accept(2, &object[524_288..599_999]).is_err());
         assert_eq!(receiving.missing(), [0, 1, 2]);
         assert_eq!(table.first_damage(&object), None);
+        let (checkpoint, expected) = (table.object, 262_144);
         assert_eq!(
             table.first_damage(&object[..500_000]).unwrap(),
-            Error::Chunk { checkpoint: table.object, index: 1 }
+            Error::Length { checkpoint, index: 1, expected, found: 0 }
+        );
+        assert_eq!(
+            receiving.accept(0, &object[..262_145]),
+            Err(Error::Length { checkpoint, index: 0, expected, found: 262_145 })
         );
     }
 

@@ -130,7 +130,7 @@ impl SiteCard {
     }
 
     /// Every signing key by which the site is, will be or was known.
-    fn signing_keys(&self) -> impl Iterator<Item = &VerifyingKey> {
+    pub(crate) fn signing_keys(&self) -> impl Iterator<Item = &VerifyingKey> {
         let next = self.next.as_ref().map(|next| &next.signing_key);
         std::iter::once(&self.signing_key).chain(next).chain(&self.former)
     }

@@ -31,6 +31,41 @@ pub enum Command {
     /// Start the trainer for the daemon that is the standard input.
     #[command(name = crate::starter::COMMAND, hide = true)]
     StartTrainer(Home),
+    /// What an auditor asks of a site's files; answers are JSON.
+    #[command(subcommand)]
+    Audit(Audit),
+}
+
+/// Questions of an auditor.
+#[derive(Debug, Subcommand)]
+pub enum Audit {
+    /// Check every line of the audit log and every signature over it.
+    Verify {
+        /// Where the site lives.
+        #[command(flatten)]
+        home: Home,
+        /// A signature that was kept elsewhere: an earlier `audit-mark.json`.
+        #[arg(long)]
+        mark: Option<PathBuf>,
+    },
+    /// Print the audit log, a JSON object a line.
+    Export {
+        /// Where the site lives.
+        #[command(flatten)]
+        home: Home,
+    },
+    /// What left this site, by peer, round and kind of message.
+    Egress {
+        /// Where the site lives.
+        #[command(flatten)]
+        home: Home,
+        /// Only this round: its digest, or the first digits.
+        #[arg(long)]
+        round: Option<String>,
+        /// Only to this site.
+        #[arg(long)]
+        peer: Option<SiteId>,
+    },
 }
 
 /// What `check-boundary` takes.

@@ -54,6 +54,8 @@ pub struct Config {
     pub keep_days: Option<u32>,
     /// What is special about single peers.
     pub peers: BTreeMap<SiteId, PeerRule>,
+    /// Where monitoring on this machine asks for figures; nowhere if absent.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Config {
@@ -88,6 +90,10 @@ impl Config {
                 );
             }
             let peers = peers(t);
+            let metrics = t.table("metrics", |t| Some(t.parsed::<SocketAddr>("listen"))).flatten();
+            if metrics.is_some_and(|address| !address.ip().is_loopback()) {
+                t.problem("`metrics.listen` is not on loopback; figures do not leave this machine");
+            }
             let at =
                 |path: Option<String>, default: &str| home.join(path.as_deref().unwrap_or(default));
             let default = SocketAddr::from(([0, 0, 0, 0], 7443));
@@ -99,6 +105,7 @@ impl Config {
                 trainer_command: command.unwrap_or_default(),
                 keep_days,
                 peers,
+                metrics,
             })
         })
     }
@@ -132,14 +139,14 @@ mod tests {
 
     #[test]
     fn problems_come_together() {
-        let text =
-            "[peer]\nlisten = \"nowhere\"\nport = 3\n[trainer]\ncommand = []\n[extra]\na = 1\n";
+        let text = "[peer]\nlisten = \"nowhere\"\nport = 3\n[trainer]\ncommand = []\n[metrics]\nlisten = \"0.0.0.0:9464\"\n[extra]\na = 1\n";
         let report = Config::parse(Path::new("/srv"), text).unwrap_err().to_string();
         for part in [
             "line 2: `listen`",
             "unknown key `port`",
             "`trainer.command` is empty",
             "unknown key `extra`",
+            "`metrics.listen` is not on loopback",
         ] {
             assert!(report.contains(part), "{part} is not in:\n{report}");
         }

@@ -3,6 +3,9 @@
 use crate::connection::Trusted;
 use crate::daemon::{Daemon, unix_now};
 use crate::identity::Identity;
+use crate::ledger::Egress;
+use crate::ledger::calls::Calling;
+use crate::ledger::meter::{Meter, Metered, Side};
 use crate::tls;
 use hyper_util::rt::TokioIo;
 use rondo::ids::{Digest, SiteId};
@@ -154,12 +157,14 @@ pub struct Handshake {
 /// A connection to a peer.
 pub struct Reached {
     /// For calling it.
-    pub client: PeerClient<Channel>,
+    pub client: Client,
     /// The endpoint that answered.
     pub endpoint: String,
     /// How the connection is protected.
     pub handshake: Handshake,
 }
+/// A client of another site; what it sends is counted.
+pub type Client = PeerClient<Calling<Channel>>;
 
 /// Connects to `site`; whoever answers must own the pinned key.
 ///
@@ -168,16 +173,22 @@ pub struct Reached {
 pub async fn connect(
     identity: &Identity,
     daemon: &Daemon,
+    egress: &Egress,
     site: &SiteId,
-) -> Result<PeerClient<Channel>, Error> {
-    reach(identity, daemon, site).await.map(|reached| reached.client)
+) -> Result<Client, Error> {
+    reach(identity, daemon, egress, site).await.map(|reached| reached.client)
 }
 
 /// As [`connect`], and says what was reached.
 ///
 /// # Errors
 /// As [`connect`].
-pub async fn reach(identity: &Identity, daemon: &Daemon, site: &SiteId) -> Result<Reached, Error> {
+pub async fn reach(
+    identity: &Identity,
+    daemon: &Daemon,
+    egress: &Egress,
+    site: &SiteId,
+) -> Result<Reached, Error> {
     let endpoints = daemon.state().roster().trusted(site)?.endpoints.clone();
     let config = Arc::new(tls::client(identity, daemon.states(), site.clone())?);
     let mut failed = Error::NoEndpoint(site.clone());
@@ -185,9 +196,11 @@ pub async fn reach(identity: &Identity, daemon: &Daemon, site: &SiteId) -> Resul
         let shaken = Arc::new(Mutex::new(Handshake::default()));
         let (target, seen, config) = (endpoint.clone(), shaken.clone(), config.clone());
         let (states, peer) = (daemon.states(), site.clone());
+        let meter = Meter::new(egress, site, Side::Client);
+        let account = meter.clone();
         let dial = tower::service_fn(move |_: Uri| {
             let (target, seen, config) = (target.clone(), seen.clone(), config.clone());
-            let (states, peer) = (states.clone(), peer.clone());
+            let (states, peer, meter) = (states.clone(), peer.clone(), account.clone());
             async move {
                 let tcp = TcpStream::connect(&target).await?;
                 tcp.set_nodelay(true)?;
@@ -197,7 +210,8 @@ pub async fn reach(identity: &Identity, daemon: &Daemon, site: &SiteId) -> Resul
                 let session = tls.get_ref().1;
                 *seen.lock().unwrap_or_else(PoisonError::into_inner) = handshake(session);
                 let shown = session.peer_certificates().and_then(|c| c.first()).cloned();
-                Trusted::new(tls, peer, shown.as_ref(), states).map(TokioIo::new)
+                let trusted = Trusted::new(tls, peer, shown.as_ref(), states)?;
+                Ok::<_, std::io::Error>(TokioIo::new(Metered::new(trusted, meter)))
             }
         });
         let channel = Endpoint::from_static("http://rondo.invalid")
@@ -211,6 +225,7 @@ pub async fn reach(identity: &Identity, daemon: &Daemon, site: &SiteId) -> Resul
             .await;
         match channel {
             Ok(channel) => {
+                let channel = Calling::new(channel, meter);
                 let client = PeerClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES);
                 let handshake = shaken.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 return Ok(Reached { client, endpoint, handshake });

@@ -1,9 +1,10 @@
 //! Carrying out what the state asks for. Effects are levels, not edges: each worker looks at the state
 //! again and again, and ends when the state no longer asks for its work.
 
-use crate::contacts::{self, Contacts, connect};
+use crate::contacts::{self, Client, Contacts, connect};
 use crate::daemon::{Daemon, unix_now};
 use crate::identity::Own;
+use crate::ledger::Egress;
 use crate::pace::{Held as Waits, Paces, last_patience};
 use crate::release::Release;
 use crate::rpc::peer::BATCH_MAX;
@@ -15,14 +16,12 @@ use rondo::manifest::Manifest;
 use rondo::plan::Plan;
 use rondo::round::{Effect, Event, ReceiptBody, StallReason};
 use rondo::transfer::ChunkTable;
-use rondo_proto::peer::peer_client::PeerClient;
 use rondo_proto::peer::{OfferAnswer, ReceiptBatch, offer_answer::Answer};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
 /// First pause after a failure; it doubles up to [`RETRY_MAX`].
 pub const RETRY_MIN: Duration = Duration::from_millis(250);
@@ -50,6 +49,8 @@ pub struct Workers {
     pub contacts: Contacts,
     /// How fast and when weights may flow.
     pub paces: Paces,
+    /// Counts what is sent.
+    pub egress: Egress,
 }
 
 /// How an attempt at an effect went.
@@ -192,7 +193,7 @@ impl Workers {
             let batch =
                 ReceiptBatch { round: round.as_bytes().to_vec(), receipts: batch.collect() };
             let outcome = async {
-                let mut peer = connect(&self.own.now(), &self.daemon, to).await?;
+                let mut peer = connect(&self.own.now(), &self.daemon, &self.egress, to).await?;
                 let answer = call(to, peer.deliver_receipts(batch)).await?;
                 Ok(answer.number)
             };
@@ -226,7 +227,7 @@ impl Workers {
             }
         };
         let outcome = async {
-            let mut peer = connect(&self.own.now(), &self.daemon, to).await?;
+            let mut peer = connect(&self.own.now(), &self.daemon, &self.egress, to).await?;
             let answer = call(to, peer.offer_checkpoint(release.offer())).await?;
             self.send_wanted(&mut peer, to, &release, answer).await
         };
@@ -240,7 +241,7 @@ impl Workers {
     /// Sends the chunks that `answer` asks for; gives the receipt once the peer holds the checkpoint.
     async fn send_wanted(
         &self,
-        peer: &mut PeerClient<Channel>,
+        peer: &mut Client,
         to: &SiteId,
         release: &Release,
         answer: OfferAnswer,

@@ -3,21 +3,20 @@
 //! A greeting carries the signed card of both sides. A renewed card is adopted without anybody's
 //! doing where its keys are the known ones or those that the known card announced; nothing else is.
 
-use crate::contacts::{self, Contacts, connect};
+use crate::contacts::{self, Client, Contacts, connect};
 use crate::daemon::{Daemon, unix_now};
 use crate::effects::call;
 use crate::identity::Own;
+use crate::ledger::Egress;
 use rondo::envelope::{ENVELOPE_MAX_BYTES, Envelope};
 use rondo::ids::{Digest, SiteId};
 use rondo::round::Event;
 use rondo::trust::{Peer, SiteCard};
-use rondo_proto::peer::peer_client::PeerClient;
 use rondo_proto::peer::{GreetRequest, Greeting};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 
 /// How often it is looked who is to be greeted.
 const LOOK: Duration = Duration::from_secs(2);
@@ -42,6 +41,8 @@ pub struct Greeter {
     pub own: Own,
     /// How calls went, and which card each peer holds.
     pub contacts: Contacts,
+    /// Counts what is sent.
+    pub egress: Egress,
     /// For each peer, a day and how many cards were adopted in it.
     adopted: Arc<Mutex<BTreeMap<SiteId, (u64, u32)>>>,
 }
@@ -56,8 +57,8 @@ struct Greeted {
 impl Greeter {
     /// A greeter of the peers of `daemon`.
     #[must_use]
-    pub fn new(daemon: Daemon, own: Own, contacts: Contacts) -> Self {
-        Self { daemon, own, contacts, adopted: Arc::default() }
+    pub fn new(daemon: Daemon, own: Own, contacts: Contacts, egress: Egress) -> Self {
+        Self { daemon, own, contacts, egress, adopted: Arc::default() }
     }
 
     /// Greets every peer that can be reached, again and again, until dropped.
@@ -107,7 +108,7 @@ impl Greeter {
 
     async fn greet(&self, site: &SiteId) -> bool {
         let outcome = async {
-            let mut client = connect(&self.own.now(), &self.daemon, site).await?;
+            let mut client = connect(&self.own.now(), &self.daemon, &self.egress, site).await?;
             self.exchange(site, &mut client).await
         };
         let slow = |_| contacts::Error::Connect {
@@ -132,7 +133,7 @@ impl Greeter {
     pub async fn exchange(
         &self,
         site: &SiteId,
-        client: &mut PeerClient<Channel>,
+        client: &mut Client,
     ) -> Result<Greeting, contacts::Error> {
         let card = self.own.now().card.to_json();
         let request = GreetRequest { card, holds: self.holds(site) };

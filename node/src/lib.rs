@@ -4,6 +4,8 @@
 //! [`effects`] (what the state makes happen); [`rpc`] and [`listen`] are how others get in. Weights
 //! leave through [`release`] at the [`pace`] of their peer; [`pull`] fetches from who cannot call.
 
+pub mod audit;
+pub mod auditor;
 pub mod boundary;
 pub mod cli;
 pub mod config;
@@ -16,9 +18,12 @@ pub mod expiry;
 pub mod greeting;
 pub mod identity;
 pub mod journal;
+pub mod ledger;
 pub mod listen;
+pub mod metrics;
 pub mod pace;
 pub mod pull;
+pub mod reason;
 pub mod release;
 pub mod renewal;
 pub mod retention;

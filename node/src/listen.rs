@@ -2,6 +2,10 @@
 
 use crate::connection::{Place, Places, Trusted};
 use crate::contacts::{CONNECTION_WINDOW, KEEP_ALIVE, KEEP_ALIVE_PATIENCE, STREAM_WINDOW};
+use crate::ledger::Egress;
+use crate::ledger::calls::{Answers, Line};
+use crate::ledger::meter::{Meter, Metered, Side};
+use crate::reason::{Reason, Refusals};
 use crate::rpc::control::ControlService;
 use crate::rpc::peer::PeerService;
 use crate::rpc::trainer::TrainerService;
@@ -41,15 +45,15 @@ const SET_GROUP_ID: u32 = 0o2000;
 
 /// A peer's connection and whose key it was opened with.
 pub struct PeerStream {
-    tls: Trusted<TlsStream<TcpStream>>,
+    tls: Metered<Trusted<TlsStream<TcpStream>>>,
     caller: Caller,
     _place: Place,
 }
 
 impl Connected for PeerStream {
-    type ConnectInfo = Caller;
-    fn connect_info(&self) -> Caller {
-        self.caller.clone()
+    type ConnectInfo = Line;
+    fn connect_info(&self) -> Line {
+        Line { caller: self.caller.clone(), meter: self.tls.meter().clone() }
     }
 }
 
@@ -71,6 +75,16 @@ impl AsyncWrite for PeerStream {
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.tls).poll_write(cx, buf)
     }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_write_vectored()
+    }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tls).poll_flush(cx)
     }
@@ -88,9 +102,19 @@ pub async fn peers(
     tls: ServerConfig,
     states: States,
     service: PeerService,
+    refusals: Refusals,
+    egress: Egress,
 ) -> Result<(), tonic::transport::Error> {
     let (ready, connections) = mpsc::channel(HANDSHAKES_MAX);
-    let accepting = accept(listener, TlsAcceptor::from(Arc::new(tls)), states, ready);
+    let answers = Answers { refusals: refusals.clone(), states: states.clone() };
+    let door = Door {
+        acceptor: TlsAcceptor::from(Arc::new(tls)),
+        states,
+        refusals,
+        egress,
+        places: Places::default(),
+    };
+    let accepting = accept(listener, door, ready);
     let service = PeerServer::new(service).max_decoding_message_size(MESSAGE_MAX_BYTES);
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
@@ -99,6 +123,7 @@ pub async fn peers(
         .http2_keepalive_timeout(Some(KEEP_ALIVE_PATIENCE))
         .max_concurrent_streams(Some(STREAMS_MAX))
         .concurrency_limit_per_connection(STREAMS_MAX as usize)
+        .layer(answers)
         .add_service(service)
         .serve_with_incoming(ReceiverStream::new(connections));
     tokio::select! {
@@ -107,15 +132,40 @@ pub async fn peers(
     }
 }
 
-/// Shakes hands beside the accepting loop: a slow or hostile caller holds nobody up.
-async fn accept(
-    listener: TcpListener,
+/// What a connection needs before it may call.
+#[derive(Clone)]
+struct Door {
     acceptor: TlsAcceptor,
     states: States,
-    ready: mpsc::Sender<io::Result<PeerStream>>,
-) {
+    refusals: Refusals,
+    egress: Egress,
+    places: Places,
+}
+
+impl Door {
+    /// The connection, if a trusted site shakes hands over it in time.
+    async fn enter(&self, tcp: TcpStream) -> Result<PeerStream, (Reason, String)> {
+        let _ = tcp.set_nodelay(true);
+        let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(tcp))
+            .await
+            .map_err(|_| (Reason::HandshakeTimeout, "the handshake took too long".to_owned()))?
+            .map_err(|e| (Reason::of_handshake(&e), e.to_string()))?;
+        let lost = || (Reason::UnknownKey, "its key is no longer trusted".to_owned());
+        let shown = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
+        let shown = shown.map(|c| c.clone().into_owned()).ok_or_else(lost)?;
+        let caller = caller(&shown, &self.states.borrow()).ok_or_else(lost)?;
+        let many = || (Reason::TooMany, "too many connections of this peer, or of all".to_owned());
+        let place = self.places.take(&caller.0).ok_or_else(many)?;
+        let meter = Meter::new(&self.egress, &caller.0, Side::Server);
+        let trusted = Trusted::new(tls, caller.0.clone(), Some(&shown), self.states.clone())
+            .map_err(|e| (Reason::UnknownKey, e.to_string()))?;
+        Ok(PeerStream { tls: Metered::new(trusted, meter), caller, _place: place })
+    }
+}
+
+/// Shakes hands beside the accepting loop: a slow or hostile caller holds nobody up.
+async fn accept(listener: TcpListener, door: Door, ready: mpsc::Sender<io::Result<PeerStream>>) {
     let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let places = Places::default();
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let (tcp, address) = match listener.accept().await {
@@ -126,32 +176,14 @@ async fn accept(
                 continue;
             }
         };
-        let (acceptor, states, ready) = (acceptor.clone(), states.clone(), ready.clone());
-        let places = places.clone();
+        let (door, ready) = (door.clone(), ready.clone());
         tokio::spawn(async move {
             let _slot = slot;
-            let _ = tcp.set_nodelay(true);
-            let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
-                Ok(Ok(tls)) => tls,
-                Ok(Err(e)) => {
-                    tracing::warn!(%address, "connection refused: {e}");
-                    return;
+            match door.enter(tcp).await {
+                Ok(stream) => drop(ready.send(Ok(stream)).await),
+                Err((reason, why)) => {
+                    door.refusals.note(None, "connection", reason, &format!("{why} ({address})"));
                 }
-                Err(_) => {
-                    tracing::warn!(%address, "connection refused: the handshake took too long");
-                    return;
-                }
-            };
-            let shown = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
-            let Some(shown) = shown.map(|c| c.clone().into_owned()) else { return };
-            let found = caller(&shown, &states.borrow());
-            let Some(caller) = found else { return };
-            let Some(place) = places.take(&caller.0) else {
-                tracing::warn!(%address, peer = %caller.0, "connection refused: too many of this peer, or of all");
-                return;
-            };
-            if let Ok(tls) = Trusted::new(tls, caller.0.clone(), Some(&shown), states) {
-                let _ = ready.send(Ok(PeerStream { tls, caller, _place: place })).await;
             }
         });
     }

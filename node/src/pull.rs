@@ -1,7 +1,7 @@
 //! Fetching what peers cannot bring: a site behind a firewall that only dials out collects receipts and
 //! checkpoints itself, and they go through the very same checks as if they had been pushed.
 
-use crate::contacts::{self, connect};
+use crate::contacts::{self, Client, connect};
 use crate::effects::{ANSWER_TIMEOUT, RETRY_MAX, RETRY_MIN, call, refused};
 use crate::greeting::Greeter;
 use crate::pace::{Direction, Paces};
@@ -9,7 +9,6 @@ use crate::rpc::collect::{COLLECT_PATIENCE, HAVING_MAX};
 use crate::rpc::peer::PeerService;
 use rondo::ids::SiteId;
 use rondo_proto::peer::offer_answer::Answer;
-use rondo_proto::peer::peer_client::PeerClient;
 use rondo_proto::peer::{CollectRequest, FetchChunksRequest, Having, Offer};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,7 +16,6 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// How often a peer is asked whether it reaches this site.
 const GREET_EVERY: Duration = Duration::from_secs(15);
@@ -84,7 +82,9 @@ impl Pulls {
         site: &SiteId,
         failures: &mut u32,
     ) -> Result<Infallible, contacts::Error> {
-        let mut peer = connect(&self.greeter.own.now(), &self.greeter.daemon, site).await?;
+        let mut peer =
+            connect(&self.greeter.own.now(), &self.greeter.daemon, &self.greeter.egress, site)
+                .await?;
         loop {
             if self.may_be_reached(site) {
                 let greeting = self.greeter.exchange(site, &mut peer).await?;
@@ -138,7 +138,7 @@ impl Pulls {
     /// Takes an offered checkpoint; says whether it is here now and was not before.
     async fn take(
         &self,
-        peer: &mut PeerClient<Channel>,
+        peer: &mut Client,
         site: &SiteId,
         offer: Offer,
     ) -> Result<bool, contacts::Error> {

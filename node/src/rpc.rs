@@ -6,46 +6,45 @@ mod models;
 pub mod peer;
 pub mod trainer;
 
+use crate::reason::Reason;
 use crate::{daemon, store};
 use rondo::envelope::Envelope;
 use rondo::ids::SiteId;
 use rondo::ids::{Digest, VisitNo};
 use rondo::round::{Receipt, ReceiptBody, Refusal, Round};
-use tonic::{Code, Status};
+use rondo::transfer;
+use tonic::Status;
 
 /// What a refusal means to a caller.
 fn refused(refusal: &Refusal) -> Status {
-    let code = match refusal {
-        Refusal::UnknownRound(_) => Code::NotFound,
-        Refusal::Order { .. } | Refusal::Gap(_) => Code::OutOfRange,
-        Refusal::Trust(_) | Refusal::NotInRound { .. } => Code::PermissionDenied,
-        Refusal::Limit(_) => Code::ResourceExhausted,
-        Refusal::Phase(_) | Refusal::Contradiction(_) => Code::FailedPrecondition,
-        _ => Code::InvalidArgument,
-    };
-    Status::new(code, refusal.to_string())
+    Reason::from(refusal).because(refusal)
 }
 
 impl From<daemon::Error> for Status {
     fn from(e: daemon::Error) -> Self {
         match &e {
             daemon::Error::Refused(refusal) => refused(refusal),
-            daemon::Error::Journal(_) => Self::resource_exhausted(e.to_string()),
-            daemon::Error::Sign(_) => Self::internal(e.to_string()),
-            daemon::Error::Stopping => Self::unavailable(e.to_string()),
+            daemon::Error::Journal(_) => Reason::Storage.because(e),
+            daemon::Error::Sign(_) => Reason::Internal.because(e),
+            daemon::Error::Stopping => Reason::Stopping.because(e),
         }
     }
 }
 
 impl From<store::Error> for Status {
     fn from(e: store::Error) -> Self {
-        let code = match &e {
-            store::Error::Io { .. } => Code::ResourceExhausted,
-            store::Error::Absent(_) => Code::NotFound,
-            store::Error::Damaged { .. } => Code::DataLoss,
-            store::Error::Transfer(_) | store::Error::Repeated(_) => Code::InvalidArgument,
+        let reason = match &e {
+            store::Error::Io { .. } => Reason::Storage,
+            store::Error::Absent(_) => Reason::Absent,
+            store::Error::Damaged { .. } => Reason::Damaged,
+            store::Error::Repeated(_) | store::Error::Transfer(transfer::Error::Index { .. }) => {
+                Reason::ChunkUnasked
+            }
+            store::Error::Transfer(transfer::Error::Chunk { .. }) => Reason::ChunkDigest,
+            store::Error::Transfer(transfer::Error::Length { .. }) => Reason::ChunkLength,
+            store::Error::Transfer(transfer::Error::Table(_)) => Reason::ChunkTable,
         };
-        Self::new(code, e.to_string())
+        reason.because(e)
     }
 }
 

@@ -1,5 +1,6 @@
 //! From the command line to a running daemon, and down again.
 
+use crate::audit::{Audit, Clerk};
 use crate::boundary::{self, FileAccess, Tried};
 use crate::cli::{Arguments, CheckBoundary, Command, Init, RenewCard, Run};
 use crate::config::{self, Config};
@@ -11,8 +12,11 @@ use crate::expiry;
 use crate::greeting::Greeter;
 use crate::identity::{self, Identity, NewSite, Own};
 use crate::journal::{self, Journal};
+use crate::ledger::{self, Book, Egress};
+use crate::metrics::Metrics;
 use crate::pace::Paces;
 use crate::pull::Pulls;
+use crate::reason::Refusals;
 use crate::renewal::Renewal;
 use crate::rpc::control::ControlService;
 use crate::rpc::peer::PeerService;
@@ -20,8 +24,9 @@ use crate::rpc::trainer::TrainerService;
 use crate::starter::{self, Starter};
 use crate::store::Store;
 use crate::trainer::TrainerHub;
-use crate::{listen, retention, tls};
+use crate::{audit, auditor, listen, retention, tls};
 use anyhow::Context as _;
+use rondo::audit::{What, Who};
 use rondo::round::{Event, SiteState, step};
 use rustix::fs::{FlockOperation, flock};
 use std::fmt::Write as _;
@@ -31,6 +36,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -39,7 +45,7 @@ use tracing_subscriber::EnvFilter;
 const EXIT_IDENTITY: u8 = 10;
 /// Exit code when the configuration is wrong.
 const EXIT_CONFIG: u8 = 11;
-/// Exit code when the journal is damaged.
+/// Exit code when the journal, the egress ledger or the audit log is damaged.
 const EXIT_JOURNAL: u8 = 12;
 /// Exit code when a socket or port cannot be used, or another daemon runs.
 const EXIT_SOCKET: u8 = 13;
@@ -55,6 +61,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::CheckConfig(home) => check(&home.home),
         Command::CheckBoundary(check) => check_boundary(&check),
         Command::StartTrainer(home) => starter::run(&home.home),
+        Command::Audit(question) => auditor::run(&question),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,6 +93,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             is(cause.is::<identity::Error>(), EXIT_IDENTITY)
                 .or(is(cause.is::<config::Error>(), EXIT_CONFIG))
                 .or(is(cause.is::<journal::Error>(), EXIT_JOURNAL))
+                .or(is(cause.is::<ledger::Error>(), EXIT_JOURNAL))
+                .or(is(cause.is::<audit::Error>(), EXIT_JOURNAL))
                 .or(is(cause.is::<SocketProblem>(), EXIT_SOCKET))
         })
         .unwrap_or(1)
@@ -247,6 +256,14 @@ fn serve(run: &Run) -> anyhow::Result<()> {
     open_site(&mut journal, &mut state, &identity)?;
     let own = Own::new(identity);
     let store = Store::open(&home.join("store"))?;
+    let (book, egress) = Book::open(&home.join(ledger::FILE))?;
+    let book = Arc::new(Mutex::new(book));
+    let audit = Audit::open(home, own.clone())?;
+    let (version, journal_records) = (crate::version(), journal.len());
+    audit.note(Who::Daemon, What::Started { version, journal_records });
+    let refusals = Refusals::default();
+    let clerk = Clerk::new(audit.clone(), refusals.clone(), egress.clone());
+    let clerk = Arc::new(Mutex::new(clerk));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -254,9 +271,12 @@ fn serve(run: &Run) -> anyhow::Result<()> {
         .context("starting the runtime")?;
     let around = Surroundings { sockets, starter, file_access };
     let (daemon, journal_thread) = Daemon::start(journal, state, own.clone());
+    let records = Records { audit, refusals, egress };
     let ended = runtime.block_on(async {
         tokio::select! {
-            ended = live(&config, home, own, daemon, store, around) => ended,
+            ended = live(&config, home, own, daemon, store, around, records) => ended,
+            () = keep(book.clone()) => Ok(()),
+            () = Clerk::run(clerk.clone()) => Ok(()),
             () = stop_requested(run.until_stdin_closes) => Ok(()),
         }
     });
@@ -267,9 +287,33 @@ fn serve(run: &Run) -> anyhow::Result<()> {
     while !journal_thread.is_finished() && begun.elapsed() < STOP_PATIENCE {
         std::thread::sleep(Duration::from_millis(10));
     }
+    save(&book);
+    clerk.lock().unwrap_or_else(PoisonError::into_inner).close();
     tracing::info!("stopped");
     drop(lock);
     ended
+}
+
+/// What is kept about what happens.
+struct Records {
+    audit: Audit,
+    refusals: Refusals,
+    egress: Egress,
+}
+
+/// Saves the egress ledger for as long as the daemon runs.
+async fn keep(book: Arc<Mutex<Book>>) {
+    loop {
+        tokio::time::sleep(ledger::SAVE_EVERY).await;
+        let book = book.clone();
+        let _ = tokio::task::spawn_blocking(move || save(&book)).await;
+    }
+}
+
+fn save(book: &Mutex<Book>) {
+    if let Err(e) = book.lock().unwrap_or_else(PoisonError::into_inner).save() {
+        tracing::error!("{e}; nothing is lost while the daemon runs");
+    }
 }
 
 /// One daemon for one home.
@@ -311,7 +355,9 @@ async fn live(
     daemon: Daemon,
     store: Store,
     around: Surroundings,
+    records: Records,
 ) -> anyhow::Result<()> {
+    let Records { audit, refusals, egress } = records;
     let hub = TrainerHub::default();
     let contacts = Contacts::default();
     let tls = tls::server(&own, daemon.states()).context("preparing TLS")?;
@@ -322,7 +368,16 @@ async fn live(
             config::FILE
         ))
     })?;
-    let greeter = Greeter::new(daemon.clone(), own.clone(), contacts.clone());
+    let scrapes = match config.metrics {
+        Some(address) => Some(tokio::net::TcpListener::bind(address).await.map_err(|e| {
+            SocketProblem(format!(
+                "listening for metrics on {address}: {e}; choose another in {}",
+                config::FILE
+            ))
+        })?),
+        None => None,
+    };
+    let greeter = Greeter::new(daemon.clone(), own.clone(), contacts.clone(), egress.clone());
     let paces = Paces::new(config.peers.clone());
     let peers = PeerService::new(store.clone(), greeter.clone(), paces.clone());
     let [control_socket, trainer_socket] = around.sockets.map(tokio::net::UnixListener::from_std);
@@ -337,14 +392,30 @@ async fn live(
         renewal: Renewal::new(home.to_owned(), greeter.clone()),
         file_access: around.file_access,
         paces: paces.clone(),
+        refusals: refusals.clone(),
+        audit,
     };
     let tidying = retention::run(store.clone(), daemon.clone(), config.keep_days);
     let states = daemon.states();
     let pulls = Pulls { greeter: greeter.clone(), paces: paces.clone(), service: peers.clone() };
-    let workers = Workers { daemon: daemon.clone(), own, store, hub: hub.clone(), contacts, paces };
+    let metrics = Metrics {
+        daemon: daemon.clone(),
+        refusals: refusals.clone(),
+        egress: egress.clone(),
+        store: config.home.join("store"),
+    };
+    let workers = Workers {
+        daemon: daemon.clone(),
+        own,
+        store,
+        hub: hub.clone(),
+        contacts,
+        paces,
+        egress: egress.clone(),
+    };
     tracing::info!(address = %config.listen, control = %config.control_socket.display(), "ready");
     let ended = tokio::select! {
-        ended = listen::peers(listener, tls, states, peers) => ended,
+        ended = listen::peers(listener, tls, states, peers, refusals, egress) => ended,
         ended = listen::control(control_socket, control) => ended,
         ended = listen::trainer(trainer_socket, trainer) => ended,
         () = workers.run() => Ok(()),
@@ -358,6 +429,12 @@ async fn live(
             }
         } => return Err(failed).context("talking to the process that starts the trainer"),
         () = pulls.run() => Ok(()),
+        () = async {
+            match scrapes {
+                Some(listener) => metrics.serve(listener).await,
+                None => std::future::pending().await,
+            }
+        } => Ok(()),
     };
     ended.context("serving")
 }

@@ -51,6 +51,9 @@ pub(crate) enum Command {
     /// Checkpoints in this site's store, or in files.
     #[command(subcommand)]
     Model(Model),
+    /// What an auditor asks: who did what here, and what left this site.
+    #[command(subcommand)]
+    Audit(Audit),
     /// Cohorts: make a synthetic one, measure, check or prepare one.
     #[command(subcommand)]
     Cohort(Cohort),
@@ -243,6 +246,31 @@ pub(crate) enum Model {
     Import {
         /// FILE.rondo of `rondo model export` at another site.
         file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Audit {
+    /// Check the audit log: every line, and every signature over it.
+    Verify {
+        /// A signature that was kept elsewhere: an earlier audit-mark.json of this site.
+        #[arg(long, value_name = "FILE")]
+        mark: Option<PathBuf>,
+    },
+    /// Print the audit log, a JSON object a line.
+    Export {
+        /// Write it to a file instead.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// What left this site to others, in bytes, by peer, round and kind of message.
+    Egress {
+        /// Only what was about this round: its digest, or its first digits (6 at least).
+        #[arg(long, value_parser = digest_prefix)]
+        round: Option<String>,
+        /// Only what went to this site.
+        #[arg(long, value_name = "SITE")]
+        peer: Option<SiteId>,
     },
 }
 

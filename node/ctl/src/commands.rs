@@ -1,5 +1,6 @@
 //! What each noun does. A handler asks, checks what comes back, and gives it to `render`.
 
+pub(crate) mod audit;
 pub(crate) mod cohort;
 pub(crate) mod compare;
 pub(crate) mod evaluate;

@@ -5,6 +5,9 @@ use std::fmt;
 use std::process::ExitCode;
 use tonic::{Code, Status};
 
+/// Metadata of a refusal that holds the code of its reason.
+const REASON: &str = "rondo-reason";
+
 /// Every exit code of `rondo`. Scripts may rely on the numbers; none is ever given a new meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -109,8 +112,8 @@ impl From<Exit> for ExitCode {
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
     pub(crate) text: String,
-    /// Code of the reason, where the failure has one (verification).
-    pub(crate) reason: Option<&'static str>,
+    /// Code of the reason, where the failure has one.
+    pub(crate) reason: Option<String>,
     /// Whether the command gave its result all the same, so that `--json` has its one document.
     pub(crate) after_result: bool,
 }
@@ -139,7 +142,11 @@ impl Failure {
             Code::ResourceExhausted => Exit::Storage,
             _ => Exit::Internal,
         };
-        Self::new(exit, format!("{attempted}: {}", status.message()))
+        let reason = status.metadata().get(REASON).and_then(|v| v.to_str().ok());
+        Self {
+            reason: reason.map(str::to_owned),
+            ..Self::new(exit, format!("{attempted}: {}", status.message()))
+        }
     }
 
     /// A file or folder that could not be used.
@@ -177,6 +184,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -202,6 +210,11 @@ mod tests {
             let failure = Failure::refused("showing a round", &status);
             assert_eq!(failure.exit, exit);
             assert_eq!(failure.text, format!("showing a round: {}", status.message()));
+            assert_eq!(failure.reason, None);
         }
+        let mut status = Status::permission_denied("[not-approved] x");
+        status.metadata_mut().insert(REASON, "not-approved".parse().unwrap());
+        let failure = Failure::refused("approving", &status);
+        assert_eq!(failure.reason.as_deref(), Some("not-approved"));
     }
 }

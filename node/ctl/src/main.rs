@@ -52,6 +52,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
         Command::Peer(command) => commands::peer::run(command, &global, output).await,
         Command::Round(command) => commands::round::run(command, &global, output).await,
         Command::Model(command) => commands::model::run(command, &global, output).await,
+        Command::Audit(command) => commands::audit::run(command, &global, output).await,
         Command::Cohort(command) => commands::cohort::run(command, output),
         Command::Image(command) => commands::image::run(command, output),
         Command::Train(passed) => commands::local::run("train", passed, output).await,

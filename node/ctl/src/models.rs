@@ -40,7 +40,7 @@ pub(crate) fn unverified(what: &str, error: &papers::Error) -> Failure {
         _ => "Do not use it",
     };
     let text = format!("verifying {what}: {error} [{code}]. {advice}");
-    Failure { reason: Some(code), ..Failure::new(Exit::Unverified, text) }
+    Failure { reason: Some(code.to_owned()), ..Failure::new(Exit::Unverified, text) }
 }
 
 /// Fetches a checkpoint from a daemon's store.
@@ -122,7 +122,7 @@ pub(crate) fn malformed(file: &Path, error: &model_file::Error) -> Failure {
         }
         model_file::Error::Papers(e) => unverified(&file.display().to_string(), e),
         _ => {
-            let reason = Some(model_file::Error::CODE);
+            let reason = Some(model_file::Error::CODE.to_owned());
             Failure { reason, ..Failure::new(Exit::Unverified, text) }
         }
     }
@@ -319,7 +319,10 @@ pub(crate) mod tests {
         let error = verify(&parcel, &roster).unwrap_err();
         assert_eq!(error.code(), "weights-damaged");
         let failure = unverified("m", &error);
-        assert_eq!((failure.exit, failure.reason), (Exit::Unverified, Some("weights-damaged")));
+        assert_eq!(
+            (failure.exit, failure.reason.as_deref()),
+            (Exit::Unverified, Some("weights-damaged"))
+        );
         assert!(failure.text.contains("chunk 0"), "{failure}");
         parcel.weights[last] ^= 1;
         assert_eq!(verify(&parcel, &roster).unwrap().hops().len(), 1);

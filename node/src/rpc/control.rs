@@ -2,6 +2,7 @@
 
 use super::models::receipt_parts;
 use super::refused;
+use crate::audit::Audit;
 use crate::boundary::FileAccess;
 use crate::contacts::{Contacts, Reached, reach};
 use crate::daemon::{Daemon, unix_now};
@@ -9,10 +10,12 @@ use crate::expiry;
 use crate::greeting::Greeter;
 use crate::identity::{VALID_DAYS, VALID_DAYS_MAX};
 use crate::pace::Paces;
+use crate::reason::{Count, Reason, Refusals};
 use crate::renewal::{self, Renewal, Step};
 use crate::retention;
 use crate::store::Store;
 use crate::trainer::TrainerHub;
+use rondo::audit::What;
 use rondo::envelope::Envelope;
 use rondo::ids::{Digest, RoundId, SiteId, VisitNo};
 use rondo::passport::{Passport, VerifiedPassport};
@@ -23,13 +26,14 @@ use rondo_proto::control::control_server::Control;
 use rondo_proto::control::{
     AddPeerRequest, CheckStoreRequest, GetSiteRequest, ListModelsRequest, ListPeersRequest,
     ListRoundsRequest, ModelList, ModelPart, ModelRequest, ModelView, PeerList, PeerRequest,
-    PeerView, PingView, ProposeRoundRequest, RenewSiteRequest, RenewalStep, RenewalView, RoundList,
-    RoundRequest, RoundView, SiteView, StoreReport,
+    PeerView, PingView, ProposeRoundRequest, RefusalView, RenewSiteRequest, RenewalStep,
+    RenewalView, RoundList, RoundRequest, RoundView, SiteView, StoreReport,
 };
 use rondo_proto::convert::{hop_view, round_view};
 use std::time::{Duration, Instant};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// Bytes of weights in one message of an export.
 pub(super) const PART_BYTES: usize = 256 * 1024;
@@ -57,6 +61,10 @@ pub struct ControlService {
     pub file_access: FileAccess,
     /// How fast and when weights may flow.
     pub paces: Paces,
+    /// What was refused to peers.
+    pub refusals: Refusals,
+    /// Where it is written down who did what.
+    pub audit: Audit,
 }
 
 impl ControlService {
@@ -67,8 +75,14 @@ impl ControlService {
         Ok(view)
     }
 
-    async fn tell(&self, prefix: &str, body: ReceiptBody) -> Result<Response<RoundView>, Status> {
-        let id = find_round(&self.daemon.state(), prefix)?;
+    async fn tell(
+        &self,
+        request: Request<RoundRequest>,
+        body: ReceiptBody,
+        what: impl FnOnce(RoundId) -> What,
+    ) -> Result<Response<RoundView>, Status> {
+        let whom = whom(&request);
+        let id = find_round(&self.daemon.state(), &request.into_inner().round)?;
         let own = self.daemon.site().clone();
         let state = self.daemon.state();
         let round = state.rounds().get(&id).ok_or_else(|| refused(&Refusal::UnknownRound(id)))?;
@@ -79,6 +93,7 @@ impl ControlService {
         };
         if !done {
             self.daemon.tell(id, body).await?;
+            self.audit.operator(whom, what(id)).await;
         }
         Ok(Response::new(self.view(&self.daemon.state(), id)?))
     }
@@ -98,6 +113,7 @@ impl ControlService {
             card: peer.signed.to_json(),
             warnings: if peer.revoked { Vec::new() } else { expiry::warnings(card, unix_now()) },
             waiting: self.waiting(card).unwrap_or_default(),
+            refusals: self.refusals.of(&card.site).into_iter().map(refusal_view).collect(),
         }
     }
 
@@ -147,12 +163,24 @@ impl ControlService {
         weights: Digest,
         passport: &Passport,
     ) -> Result<(VerifiedPassport, Vec<u8>), Status> {
-        let loss = |e: rondo::passport::Error| Status::data_loss(format!("[{}] {e}", e.code()));
+        let loss = |e: rondo::passport::Error| {
+            let reason = Reason::from_code(e.code()).unwrap_or(Reason::PassportMalformed);
+            reason.answer(Code::DataLoss, e)
+        };
         let verified = passport.verify(self.daemon.state().roster()).map_err(loss)?;
         let bytes = self.store.read(weights)?;
         verified.verify_weights(&bytes).map_err(loss)?;
         Ok((verified, bytes))
     }
+}
+
+/// Who calls, as the kernel says.
+fn whom<T>(request: &Request<T>) -> Option<UdsConnectInfo> {
+    request.extensions().get().cloned()
+}
+
+fn refusal_view((reason, count): (Reason, Count)) -> RefusalView {
+    RefusalView { reason: reason.code().to_owned(), count: count.count, last: count.last }
 }
 
 /// Round, visit and weights of every model that is in the store.
@@ -257,6 +285,7 @@ impl Control for ControlService {
         &self,
         request: Request<AddPeerRequest>,
     ) -> Result<Response<PeerView>, Status> {
+        let whom = whom(&request);
         let request = request.into_inner();
         let invalid = |e: String| Status::invalid_argument(e);
         let card = Envelope::from_json(&request.card).map_err(|e| invalid(e.to_string()))?;
@@ -276,6 +305,8 @@ impl Control for ControlService {
         }
         self.daemon.adopt(Event::PeerAdded { card }).await?;
         tracing::info!(peer = %opened.site, fingerprint = found, "peer added");
+        let what = What::PeerAdded { site: opened.site.clone(), fingerprint: found };
+        self.audit.operator(whom, what).await;
         self.known_peer(&opened.site).map(Response::new)
     }
 
@@ -283,11 +314,13 @@ impl Control for ControlService {
         &self,
         request: Request<PeerRequest>,
     ) -> Result<Response<PeerView>, Status> {
+        let whom = whom(&request);
         let site = site_id(&request.into_inner().site)?;
         let known = self.known_peer(&site)?;
         if !known.revoked {
             self.daemon.adopt(Event::PeerRevoked { site: site.clone() }).await?;
             tracing::info!(peer = %site, "peer revoked");
+            self.audit.operator(whom, What::PeerRevoked { site: site.clone() }).await;
         }
         self.known_peer(&site).map(Response::new)
     }
@@ -297,7 +330,7 @@ impl Control for ControlService {
         self.known_peer(&site)?;
         let outcome = async {
             let Reached { mut client, endpoint, handshake } =
-                reach(&self.greeter.own.now(), &self.daemon, &site).await?;
+                reach(&self.greeter.own.now(), &self.daemon, &self.greeter.egress, &site).await?;
             let begun = Instant::now();
             let greeting = self.greeter.exchange(&site, &mut client).await?;
             let [major, minor, patch] =
@@ -366,6 +399,7 @@ impl Control for ControlService {
         &self,
         request: Request<ProposeRoundRequest>,
     ) -> Result<Response<RoundView>, Status> {
+        let whom = whom(&request);
         let plan = Plan::from_toml(&request.into_inner().plan_toml, unix_now())
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let id = plan.round();
@@ -374,6 +408,7 @@ impl Control for ControlService {
         // Who proposes a plan agrees to it.
         self.daemon.tell(id, ReceiptBody::Approved).await?;
         tracing::info!(round = id.short(), "round proposed");
+        self.audit.operator(whom, What::RoundProposed { round: id }).await;
         Ok(Response::new(self.view(&self.daemon.state(), id)?))
     }
 
@@ -381,14 +416,14 @@ impl Control for ControlService {
         &self,
         request: Request<RoundRequest>,
     ) -> Result<Response<RoundView>, Status> {
-        self.tell(&request.into_inner().round, ReceiptBody::Approved).await
+        self.tell(request, ReceiptBody::Approved, |round| What::RoundApproved { round }).await
     }
 
     async fn start_round(
         &self,
         request: Request<RoundRequest>,
     ) -> Result<Response<RoundView>, Status> {
-        self.tell(&request.into_inner().round, ReceiptBody::Started).await
+        self.tell(request, ReceiptBody::Started, |round| What::RoundStarted { round }).await
     }
 
     async fn get_round(
@@ -473,10 +508,12 @@ impl Control for ControlService {
         &self,
         request: Request<ModelRequest>,
     ) -> Result<Response<Self::ExportModelStream>, Status> {
+        let whom = whom(&request);
         let (weights, passport) = self.find_model(&request.into_inner().weights)?;
         let (verified, bytes) = self.verify(weights, &passport)?;
         let round = verified.plan().round();
         let parts = self.export_parts(&passport, round, weights, &bytes)?;
+        self.audit.operator(whom, What::ModelExported { weights }).await;
         Ok(Response::new(tokio_stream::iter(parts.into_iter().map(Ok).collect::<Vec<_>>())))
     }
 
@@ -484,7 +521,13 @@ impl Control for ControlService {
         &self,
         request: Request<Streaming<ModelPart>>,
     ) -> Result<Response<ModelView>, Status> {
-        self.import(request.into_inner()).await.map(Response::new)
+        let whom = whom(&request);
+        let model = self.import(request.into_inner()).await?;
+        // Receipts alone name no model.
+        if let Ok(weights) = model.weights.parse() {
+            self.audit.operator(whom, What::ModelImported { weights }).await;
+        }
+        Ok(Response::new(model))
     }
 
     async fn export_round(

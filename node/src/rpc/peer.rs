@@ -4,6 +4,7 @@ use super::{received_receipt, refused};
 use crate::daemon::{Daemon, unix_now};
 use crate::greeting::Greeter;
 use crate::pace::{Paces, patience};
+use crate::reason::Reason;
 use crate::store::{self, Incoming, Store};
 use crate::tls::Caller;
 use rondo::envelope::Envelope;
@@ -50,10 +51,11 @@ impl PeerService {
     /// The caller, if it is (still) trusted: a roster may change while a connection lives.
     fn caller<T>(&self, request: &Request<T>) -> Result<SiteId, Status> {
         let caller = request.extensions().get::<Caller>();
-        let Caller(site) = caller.ok_or_else(|| Status::unauthenticated("no TLS identity"))?;
+        let Caller(site) = caller.ok_or_else(|| Reason::UnknownKey.because("no TLS identity"))?;
         let state = self.daemon.state();
         let trusted = state.roster().trusted(site);
-        trusted.map_err(|e| Status::permission_denied(e.to_string()))?;
+        let may = trusted.and_then(|card| card.valid_at(unix_now()));
+        may.map_err(|e| Reason::of_trust(&e).because(e))?;
         self.greeter.contacts.heard(site);
         Ok(site.clone())
     }
@@ -64,16 +66,14 @@ impl PeerService {
         let round = state.rounds().get(&id).ok_or_else(|| refused(&Refusal::UnknownRound(id)))?;
         let own = self.daemon.site();
         if !round.approvals.contains_key(own) {
-            return Err(Status::permission_denied("this site has not approved the round"));
+            return Err(Reason::NotApproved.because("this site has not approved the round"));
         }
         if !round.started {
-            return Err(Status::failed_precondition(
-                "this site has not heard of the round's start",
-            ));
+            return Err(Reason::NotStarted.because("this site has not heard of the round's start"));
         }
         let its_turn = round.plan.site_of(visit) == Some(caller);
         if !its_turn || !round.recipients(visit).any(|site| site == own) {
-            return Err(Status::permission_denied("this visit is not handed from there to here"));
+            return Err(Reason::NotItsTurn.because("this visit is not handed from there to here"));
         }
         Ok(())
     }
@@ -89,7 +89,7 @@ impl PeerService {
         let round = state.rounds().get(&id).ok_or_else(|| refused(&Refusal::UnknownRound(id)))?;
         let manifest = round
             .manifest(number)
-            .ok_or_else(|| Status::failed_precondition("offer the checkpoint first"))?;
+            .ok_or_else(|| Reason::NotOffered.because("offer the checkpoint first"))?;
         let weights = manifest.weights.object;
         if let Some(receipt) = received_receipt(round, self.daemon.site(), number, weights) {
             return Ok(Ok(held(&receipt)));
@@ -135,7 +135,7 @@ impl PeerService {
         let check = move |bytes: &[u8]| layout.check(bytes).map_err(Refused::Checkpoint);
         let weights = tokio::task::spawn_blocking(move || incoming.finish(check))
             .await
-            .map_err(|e| Status::internal(e.to_string()))??;
+            .map_err(|e| Reason::Internal.because(e))??;
         let body = ReceiptBody::Received { visit: number, weights };
         let receipt = self.daemon.tell(id, body).await?;
         tracing::info!(round = id.short(), visit = number.0, weights = %weights.short(), "checkpoint received and stored");
@@ -164,7 +164,7 @@ impl From<Refused> for Status {
 }
 
 fn passport_refused(e: &passport::Error) -> Status {
-    Status::invalid_argument(format!("[{}] {e}", e.code()))
+    Reason::from_code(e.code()).unwrap_or(Reason::PassportMalformed).because(e)
 }
 
 fn held(receipt: &Envelope) -> OfferAnswer {
@@ -176,14 +176,14 @@ fn wanted(chunks: Vec<u32>) -> OfferAnswer {
 }
 
 fn envelope(bytes: &[u8]) -> Result<Envelope, Status> {
-    Envelope::from_json(bytes).map_err(|e| Status::invalid_argument(e.to_string()))
+    Envelope::from_json(bytes).map_err(|e| Reason::Malformed.because(e))
 }
 
 /// The next chunk, unless the flow is dead: a drip is no flow.
 async fn in_time(chunks: &mut Streaming<Chunk>, bytes: u64) -> Result<Option<Chunk>, Status> {
     let limit = patience(bytes);
     let late = |_| {
-        Status::deadline_exceeded(format!(
+        Reason::StalledStream.because(format!(
             "no chunk came within {} s: the transfer is cut, and what arrived is kept",
             limit.as_secs()
         ))
@@ -200,7 +200,7 @@ pub(super) struct Claim<K: Eq + Hash>(Claims<K>, K);
 impl<K: Eq + Hash + Clone> Claim<K> {
     pub(super) fn take(all: &Claims<K>, what: K) -> Result<Self, Status> {
         let fresh = all.lock().unwrap_or_else(PoisonError::into_inner).insert(what.clone());
-        let busy = || Status::aborted("this checkpoint is being passed on another connection");
+        let busy = || Reason::Busy.because("this checkpoint is being passed on another connection");
         fresh.then(|| Self(all.clone(), what)).ok_or_else(busy)
     }
 }
@@ -217,7 +217,7 @@ impl PeerService {
         let round = digest("round", &batch.round)?;
         if batch.receipts.len() > BATCH_MAX {
             let text = format!("a batch may hold {BATCH_MAX} receipts");
-            return Err(Status::resource_exhausted(text));
+            return Err(Reason::TooMany.because(text));
         }
         let known = || {
             let state = self.daemon.state();
@@ -226,12 +226,12 @@ impl PeerService {
         };
         for bytes in &batch.receipts {
             let receipt = envelope(bytes)?;
-            let claimed = Receipt::unverified(&receipt)
-                .map_err(|e| Status::invalid_argument(e.to_string()))?;
+            let claimed =
+                Receipt::unverified(&receipt).map_err(|e| Reason::Malformed.because(e))?;
             if claimed.site != *from || claimed.round != round {
-                return Err(Status::permission_denied(
-                    "a site delivers its own receipts of one round",
-                ));
+                return Err(
+                    Reason::ReceiptForeign.because("a site delivers its own receipts of one round")
+                );
             }
             match self.daemon.adopt(Event::Receipt { receipt }).await {
                 Ok(()) => {}
@@ -239,10 +239,7 @@ impl PeerService {
                 Err(crate::daemon::Error::Refused(Refusal::Order { .. } | Refusal::Gap(_))) => {
                     break;
                 }
-                Err(e) => {
-                    tracing::warn!(peer = %from, round = round.short(), "receipt refused: {e}");
-                    return Err(e.into());
-                }
+                Err(e) => return Err(e.into()),
             }
         }
         Ok(known())
@@ -268,12 +265,10 @@ impl PeerService {
         let (id, number) = (digest("round", &offer.round)?, visit(offer.visit)?);
         self.may_hand_over(from, id, number)?;
         let passport = Passport::from_json(&offer.passport).map_err(|e| passport_refused(&e))?;
-        let verified = passport.verify(self.daemon.state().roster()).map_err(|e| {
-            tracing::warn!(peer = %from, round = id.short(), visit = number.0, "offer refused: {e}");
-            passport_refused(&e)
-        })?;
+        let verified =
+            passport.verify(self.daemon.state().roster()).map_err(|e| passport_refused(&e))?;
         if verified.plan().round() != id || verified.last().visit != number {
-            return Err(Status::invalid_argument("the passport belongs to another visit"));
+            return Err(Reason::WrongVisit.because("the passport belongs to another visit"));
         }
         for manifest in passport.manifests {
             self.daemon.adopt(Event::Manifest { round: id, manifest }).await?;
@@ -310,7 +305,7 @@ impl PeerService {
         let first = in_time(&mut chunks, chunk_bytes).await.inspect_err(|e| {
             tracing::warn!(peer = %from, "transfer broken off: {}", e.message());
         })?;
-        let first = first.ok_or_else(|| Status::invalid_argument("no chunk was sent"))?;
+        let first = first.ok_or_else(|| Reason::Malformed.because("no chunk was sent"))?;
         let (id, number) = (digest("round", &first.round)?, visit(first.visit)?);
         self.may_hand_over(from, id, number)?;
         let _claim = Claim::take(&self.receiving, (id, number))?;

@@ -69,7 +69,7 @@ pub struct PeerList {
     #[prost(message, repeated, tag = "1")]
     pub peers: ::prost::alloc::vec::Vec<PeerView>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PeerView {
     #[prost(string, tag = "1")]
     pub site: ::prost::alloc::string::String,
@@ -96,6 +96,20 @@ pub struct PeerView {
     pub waiting: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "20")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What this site refused it since the start, by reason.
+    #[prost(message, repeated, tag = "12")]
+    pub refusals: ::prost::alloc::vec::Vec<RefusalView>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RefusalView {
+    /// Code of the reason, such as `not-approved`.
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+    /// Unix time of the last one.
+    #[prost(uint64, tag = "3")]
+    pub last: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProposeRoundRequest {

@@ -1,7 +1,7 @@
 //! Sites and peers.
 
 use super::{day, moment, table};
-use rondo_proto::control::{PeerView, PingView, RenewalView, SiteView, TrainerView};
+use rondo_proto::control::{PeerView, PingView, RefusalView, RenewalView, SiteView, TrainerView};
 use serde_json::{Value, json};
 
 /// Clocks that differ by more make receipts hard to read, and in the end cards invalid.
@@ -96,6 +96,7 @@ pub(crate) fn peer_json(peer: &PeerView) -> Value {
         "last_contact": (peer.last_contact > 0).then_some(peer.last_contact),
         "problem": peer.problem,
         "waiting": peer.waiting,
+        "refusals": peer.refusals.iter().map(refusal_json).collect::<Vec<_>>(),
         "card": card_json(&peer.card),
         "warnings": peer.warnings,
     })
@@ -113,12 +114,32 @@ pub(crate) fn renewal_json(renewed: &RenewalView) -> Value {
     })
 }
 
+fn refusal_json(refusal: &RefusalView) -> Value {
+    json!({"reason": refusal.reason, "count": refusal.count, "last": refusal.last})
+}
+
+/// What was refused to a peer, as `not-approved ×3`.
+fn refusals_text(peer: &PeerView) -> String {
+    let all = peer.refusals.iter().map(|r| format!("{} ×{}", r.reason, r.count));
+    let all: Vec<String> = all.collect();
+    if all.is_empty() { "–".to_owned() } else { all.join(", ") }
+}
+
 pub(crate) fn peers_text(peers: &[PeerView]) -> String {
     if peers.is_empty() {
         return "No peers. Exchange cards with another site and run `rondo peer add CARD`."
             .to_owned();
     }
-    let head = ["site", "name", "fingerprint", "endpoints", "valid until", "last contact", "state"];
+    let head = [
+        "site",
+        "name",
+        "fingerprint",
+        "endpoints",
+        "valid until",
+        "last contact",
+        "refused",
+        "state",
+    ];
     let row = |p: &PeerView| {
         let state = match (p.revoked, p.problem.as_str(), p.waiting.as_str()) {
             (true, ..) => "revoked",
@@ -133,6 +154,7 @@ pub(crate) fn peers_text(peers: &[PeerView]) -> String {
             p.endpoints.join(" "),
             day(p.valid_until),
             moment(p.last_contact),
+            refusals_text(p),
             state.to_owned(),
         ]
     };
@@ -196,6 +218,14 @@ pub(crate) fn ping_text(ping: &PingView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_refused_to_a_peer_is_shown() {
+        let refusal = RefusalView { reason: "not-approved".into(), count: 3, last: 7 };
+        let peer = PeerView { site: "usz".into(), refusals: vec![refusal], ..Default::default() };
+        assert!(peers_text(std::slice::from_ref(&peer)).contains("not-approved ×3"));
+        assert_eq!(peer_json(&peer)["refusals"][0]["count"], 3);
+    }
 
     #[test]
     fn a_missing_trainer_is_said_with_its_reason() {
