@@ -68,6 +68,8 @@ reasons! {
     NotItsTurn = "not-its-turn", PermissionDenied;
     /// Not possible where the round stands.
     WrongPhase = "wrong-phase", FailedPrecondition;
+    /// Weights do not pass at this time of the day.
+    OutOfHours = "out-of-hours", FailedPrecondition;
     /// Chunks of a checkpoint that was not offered.
     NotOffered = "not-offered", FailedPrecondition;
     /// A second, different statement of one site.

@@ -354,7 +354,7 @@ async fn refusals_carry_their_reason_everywhere() {
     assert!(
         Shows::own_make("nobody").peer(all.sites[0].listen).await.is_err() || {
             let mut peer = Shows::own_make("nobody").peer(all.sites[0].listen).await.unwrap();
-            peer.greet(rondo_proto::peer::GreetRequest {}).await.is_err()
+            peer.greet(rondo_proto::peer::GreetRequest::default()).await.is_err()
         }
     );
     let monitor = free_address();

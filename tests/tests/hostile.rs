@@ -7,6 +7,7 @@ use rondo::manifest::Manifest;
 use rondo::passport::Passport;
 use rondo::plan::Plan;
 use rondo::round::ReceiptBody;
+use rondo_node::reason::Reason;
 use rondo_proto::peer::offer_answer::Answer;
 use rondo_proto::peer::peer_client::PeerClient;
 use rondo_proto::peer::{Chunk, GreetRequest, Offer};
@@ -40,26 +41,26 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 const DAWDLE_MAX: Duration = Duration::from_secs(90);
 
 /// What a lie is refused with: how it is seen from outside, in one place.
-const REASONS: [(&str, Code, &str); 13] = [
-    ("wrong chunk", Code::InvalidArgument, "chunk 1 of checkpoint"),
-    ("wrong length", Code::InvalidArgument, "chunk 1 of checkpoint"),
-    ("no such chunk", Code::InvalidArgument, "does not exist"),
-    ("endless stream", Code::InvalidArgument, "was not asked for"),
-    ("slow drip", Code::DeadlineExceeded, "no chunk came in time"),
-    ("replayed by another", Code::PermissionDenied, "not handed from there to here"),
-    ("swapped parent", Code::InvalidArgument, "[passport-chain] hop 1: its parent"),
-    ("foreign signature", Code::InvalidArgument, "[passport-signature] hop 1"),
-    ("reordered passport", Code::InvalidArgument, "[passport-signature] hop 1"),
-    ("oversize message", Code::OutOfRange, "too large"),
-    ("extra tensor", Code::InvalidArgument, "[passport-chain] hop 1: its length"),
-    ("renamed tensor", Code::InvalidArgument, "[weights-layout]"),
-    ("NaN tensor", Code::InvalidArgument, "not finite"),
+const REASONS: [(&str, Reason, &str); 13] = [
+    ("wrong chunk", Reason::ChunkDigest, "chunk 1 of checkpoint"),
+    ("wrong length", Reason::ChunkLength, "chunk 1"),
+    ("no such chunk", Reason::ChunkUnasked, "does not exist"),
+    ("endless stream", Reason::ChunkUnasked, "was not asked for"),
+    ("slow drip", Reason::StalledStream, "no chunk came"),
+    ("replayed by another", Reason::NotItsTurn, "not handed from there to here"),
+    ("swapped parent", Reason::PassportChain, "hop 1: its parent"),
+    ("foreign signature", Reason::PassportSignature, "hop 1"),
+    ("reordered passport", Reason::PassportSignature, "hop 1"),
+    ("oversize message", Reason::OversizeMessage, "too large"),
+    ("extra tensor", Reason::PassportChain, "hop 1: its length"),
+    ("renamed tensor", Reason::WeightsLayout, ""),
+    ("NaN tensor", Reason::WeightsNotFinite, "not finite"),
 ];
 
 fn refused<T: std::fmt::Debug>(what: &str, outcome: Result<T, Status>) {
-    let (_, code, part) = REASONS.iter().find(|(name, ..)| *name == what).expect("a reason");
+    let (_, reason, part) = REASONS.iter().find(|(name, ..)| *name == what).expect("a reason");
     let status = outcome.expect_err(what);
-    assert_eq!(status.code(), *code, "{what}: {status:?}");
+    assert_eq!(Reason::of(&status), Some(*reason), "{what}: {status:?}");
     assert!(status.message().contains(part), "{what}: {part} is not in {}", status.message());
 }
 

@@ -337,7 +337,7 @@ pub(crate) mod tests {
         let last = parcel.weights.len() - 1;
         parcel.weights[last] ^= 1;
         write_file(&file, &parcel).unwrap();
-        assert_eq!(unpack(&file).unwrap_err().reason, Some("weights-damaged"));
+        assert_eq!(unpack(&file).unwrap_err().reason.as_deref(), Some("weights-damaged"));
         let back = read_file(&file).unwrap();
         assert_eq!(verify_papers(&back, &roster).unwrap_err().code(), "weights-damaged");
         parcel.weights[last] ^= 1;
@@ -348,7 +348,10 @@ pub(crate) mod tests {
         parcel.weights.push(0);
         write_file(&file, &parcel).unwrap();
         let failure = read_file(&file).unwrap_err();
-        assert_eq!((failure.exit, failure.reason), (Exit::Unverified, Some("file-malformed")));
+        assert_eq!(
+            (failure.exit, failure.reason.as_deref()),
+            (Exit::Unverified, Some("file-malformed"))
+        );
     }
 
     #[test]

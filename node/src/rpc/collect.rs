@@ -4,6 +4,7 @@
 use super::peer::{BATCH_MAX, Claim, PeerService};
 use super::refused;
 use crate::pace::Held;
+use crate::reason::Reason;
 use crate::release::{self, Release};
 use rondo::envelope::Envelope;
 use rondo::ids::{RoundId, SiteId};
@@ -34,7 +35,7 @@ impl PeerService {
     ) -> Result<BTreeMap<RoundId, u32>, Status> {
         if having.len() > HAVING_MAX {
             let text = format!("a call may name {HAVING_MAX} rounds");
-            return Err(Status::resource_exhausted(text));
+            return Err(Reason::TooMany.because(text));
         }
         let mut have = BTreeMap::new();
         for Having { round, number } in having {
@@ -72,7 +73,7 @@ impl PeerService {
             }
             match timeout_at(deadline, states.changed()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(Status::unavailable("the daemon is stopping")),
+                Ok(Err(_)) => return Err(Reason::Stopping.because("the daemon is stopping")),
                 Err(_) => return Ok(collected),
             }
         }
@@ -132,26 +133,23 @@ impl PeerService {
                 if *round == id && *visit == number && to == caller)
         };
         if !state.effects().iter().any(asked) {
-            return Err(Status::permission_denied(
-                "no checkpoint of this visit is to be handed from here to there",
-            ));
+            return Err(Reason::NotItsTurn
+                .because("no checkpoint of this visit is to be handed from here to there"));
         }
         if request.chunks.len() > CHUNKS_MAX {
-            return Err(Status::resource_exhausted(format!(
-                "a call may ask for {CHUNKS_MAX} chunks"
-            )));
+            return Err(Reason::TooMany.because(format!("a call may ask for {CHUNKS_MAX} chunks")));
         }
         let pace = self.paces.of(caller);
-        pace.open().map_err(|e| Status::failed_precondition(e.to_string()))?;
+        pace.open().map_err(|e| Reason::OutOfHours.because(e))?;
         // One reader of a checkpoint for each peer, so that memory stays bounded.
         let claim = Claim::take(&self.sending, (id, number, caller.clone()))?;
         let store = self.store.clone();
         let release = tokio::task::spawn_blocking(move || Release::of(&state, &store, id, number))
             .await
-            .map_err(|e| Status::internal(e.to_string()))?
+            .map_err(|e| Reason::Internal.because(e))?
             .map_err(|e| {
                 tracing::error!(round = id.short(), visit = number.0, "cannot hand over: {e}");
-                Status::data_loss("the checkpoint cannot be released; its site has to look")
+                Reason::Damaged.because("the checkpoint cannot be released; its site has to look")
             })?;
         let (out, chunks) = mpsc::channel(1);
         let to = caller.clone();
