@@ -320,7 +320,7 @@ mod tests {
                 assert_eq!(found.first(), Some(&digest), "{step}");
             }
         }
-        for other in [framed(&GreetRequest {}), vec![], vec![0; 60], vec![1; 60]] {
+        for other in [framed(&GreetRequest::default()), vec![], vec![0; 60], vec![1; 60]] {
             assert_eq!(Finder::default().look(&other), None);
         }
     }
