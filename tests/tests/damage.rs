@@ -250,7 +250,7 @@ async fn weights_that_are_signed_but_no_model_are_not_kept() {
     };
     let all = chunks.iter().map(|index| chunk(&manifest.weights, &bytes, *index)).collect();
     let sent = scene.hand.send(scene.usz(), scene.round, all).await;
-    refused(sent, Code::InvalidArgument, &["[weights-layout]", "not finite", "`fc.2."]);
+    refused(sent, Code::InvalidArgument, &["[weights-not-finite]", "`fc.2."]);
     assert!(scene.in_store("checkpoints").is_empty() && scene.in_store("incoming").is_empty());
 }
 

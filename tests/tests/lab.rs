@@ -224,7 +224,8 @@ async fn a_killed_lab_leaves_nothing_running() {
     let gone = async || programs::running_with(&lab.path("work")).is_empty().then_some(());
     eventually("every daemon and trainer ends", Duration::from_secs(20), gone).await;
     for path in lab.site_logs() {
-        let bad = log::unexpected(&path, &[]);
+        // Whether a trainer is killed before it sees its daemon go is chance.
+        let bad = log::unexpected(&path, &["the daemon is gone".to_owned()]);
         assert!(bad.is_empty(), "{}: {bad:#?}", path.display());
     }
 }

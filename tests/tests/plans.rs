@@ -68,7 +68,8 @@ async fn a_round_runs_only_when_all_approved_and_somebody_starts_it() {
     let failed = Code::FailedPrecondition;
 
     // Proposed by one is approved by one.
-    let view = usz.round_when(&round, "the plan", SPREAD, |_| true).await;
+    let approved = |view: &RoundView| !view.approved_by.is_empty();
+    let view = usz.round_when(&round, "the plan", SPREAD, approved).await;
     assert_eq!(
         (view.phase(), view.approved_by.as_slice()),
         (RoundPhase::Proposed, &["uker".to_owned()][..])

@@ -318,7 +318,9 @@ async fn a_drip_is_cut_and_others_are_served() {
     println!("cut after {:.0} s: {}", begun.elapsed().as_secs_f64(), refusal.message());
     assert_eq!(refusal.code(), Code::DeadlineExceeded);
     eventually("the reason in the log", HAND_OVER, async || {
-        usz.log_text().contains("transfer broken off: no chunk came within").then_some(())
+        usz.log_text()
+            .contains("transfer broken off: [stalled-stream] no chunk came within")
+            .then_some(())
     })
     .await;
     // Over a good line it is still welcome.

@@ -123,7 +123,9 @@ async fn attend(socket: &Path, hello: TrainerHello, site: Arc<Site>) -> Result<u
     let mut tasks = attached.context("attaching to the daemon")?.into_inner();
     tracing::info!("attached to the daemon");
     let mut current: Option<(Stop, tokio::task::JoinHandle<()>)> = None;
-    while let Some(Task { task }) = tasks.message().await.context("waiting for tasks")? {
+    while let Some(Task { task }) =
+        tasks.message().await.context("the daemon is gone, and so the trainer ends")?
+    {
         if let Some((stop, visit)) = current.take() {
             drop(stop);
             let _ = visit.await;
