@@ -15,6 +15,13 @@ use std::sync::Arc;
 /// Largest header that is looked at to explain a refusal.
 const HEADER_MAX_BYTES: usize = 1024 * 1024;
 
+/// Bytes of a number.
+const WORD: u64 = 4;
+/// Numbers that are looked at together.
+const BLOCK_WORDS: usize = 4096;
+/// Bits of a float32 that are all set in what is not finite.
+const EXPONENT: u32 = 0x7f80_0000;
+
 /// Why bytes are not a checkpoint of the expected layout.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -198,17 +205,57 @@ impl Layout {
         if bytes.len() as u64 != self.len() {
             return Err(Error::Length { expected: self.len(), found: bytes.len() as u64 });
         }
-        let mut rest = bytes.get(self.header.len()..).unwrap_or_default();
-        for tensor in &self.tensors {
-            let size = usize::try_from(4 * tensor.elements()).unwrap_or(usize::MAX);
-            let (data, tail) = rest.split_at_checked(size).unwrap_or((rest, &[]));
-            rest = tail;
-            let (words, _) = data.as_chunks::<4>();
-            if let Some(i) = words.iter().position(|w| !f32::from_le_bytes(*w).is_finite()) {
-                return Err(Error::NotFinite { tensor: tensor.name.clone(), element: i as u64 });
-            }
+        self.check_piece(0, bytes)
+    }
+
+    /// Checks the header and every number in the `piece` that begins at byte `offset`, so that a
+    /// file may be checked as it comes. All pieces together have the layout if each one has it, their
+    /// lengths add up to [`Layout::len`], and each begins at a multiple of four bytes.
+    ///
+    /// # Errors
+    /// The first departure from this layout, by the name of its tensor.
+    pub fn check_piece(&self, offset: u64, piece: &[u8]) -> Result<(), Error> {
+        if !offset.is_multiple_of(WORD) {
+            return Err(Error::Header(format!("a piece begins inside a number, at byte {offset}")));
+        }
+        let end = offset.saturating_add(piece.len() as u64);
+        if end > self.len() {
+            return Err(Error::Length { expected: self.len(), found: end });
+        }
+        self.check_header(offset, piece)?;
+        let header = self.header.len() as u64;
+        let skip = usize::try_from(header.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let data = piece.get(skip..).unwrap_or_default();
+        match first_not_finite(data) {
+            Some(word) => Err(self.not_finite(offset.max(header) - header + WORD * word as u64)),
+            None => Ok(()),
+        }
+    }
+
+    /// Compares what of the header lies in the piece at `offset`.
+    fn check_header(&self, offset: u64, piece: &[u8]) -> Result<(), Error> {
+        let rest = usize::try_from(offset).ok().and_then(|at| self.header.get(at..));
+        let rest = rest.unwrap_or_default();
+        if rest.iter().zip(piece).any(|(want, found)| want != found) {
+            return Err(Error::Header(if offset == 0 {
+                self.explain(piece)
+            } else {
+                format!("it differs after byte {offset}")
+            }));
         }
         Ok(())
+    }
+
+    /// Names the number that begins `at` bytes after the header.
+    fn not_finite(&self, at: u64) -> Error {
+        let mut element = at / WORD;
+        for tensor in &self.tensors {
+            if element < tensor.elements() {
+                return Error::NotFinite { tensor: tensor.name.clone(), element };
+            }
+            element -= tensor.elements();
+        }
+        Error::Length { expected: self.len(), found: self.header.len() as u64 + at + WORD }
     }
 
     /// Says what in a foreign header differs; only ever used to word a refusal.
@@ -290,6 +337,17 @@ pub fn parameters(a: &Architecture) -> Vec<TensorSpec> {
     list.push(TensorSpec { name: "fc.2.weight".to_owned(), shape: vec![2, m, 1, 1, 1] });
     list.push(TensorSpec { name: "fc.2.bias".to_owned(), shape: vec![2] });
     list
+}
+
+/// Index of the first number that is NaN or infinite.
+fn first_not_finite(data: &[u8]) -> Option<usize> {
+    let (words, _) = data.as_chunks::<4>();
+    let bad = |w: &[u8; 4]| u32::from_le_bytes(*w) & EXPONENT == EXPONENT;
+    // A block at a time without a way out of it, so that the compiler looks at many numbers at once.
+    let block = |block: &[[u8; 4]]| block.iter().fold(false, |found, w| found | bad(w));
+    let blocks = words.chunks(BLOCK_WORDS).enumerate();
+    let (i, found) = blocks.into_iter().find(|(_, words)| block(words))?;
+    found.iter().position(bad).map(|at| i * BLOCK_WORDS + at)
 }
 
 /// Header bytes as the safetensors format writes them: JSON without spaces, padded to eight bytes.
@@ -395,6 +453,41 @@ mod tests {
         let digest = Digest::of(&good);
         assert!(VerifiedCheckpoint::verify(nan, digest, &layout).is_err());
         assert_eq!(VerifiedCheckpoint::verify(good, digest, &layout).unwrap().digest(), digest);
+    }
+
+    #[test]
+    fn pieces_are_checked_as_the_whole_is() {
+        let layout = Layout::new(&Architecture { n1: 20, ..NARROW }, Extras::NONE);
+        let good = zeros(&layout);
+        let pieces = |bytes: &[u8], size: usize| {
+            let mut at = 0;
+            bytes.chunks(size).try_for_each(|piece| {
+                layout.check_piece(at, piece)?;
+                at += piece.len() as u64;
+                Ok(())
+            })
+        };
+        let header = layout.header().len();
+        assert!(layout.check_piece(2, &good[2..9]).is_err(), "inside a number");
+        let past = layout.check_piece(layout.len() - 4, &[0; 8]).unwrap_err();
+        assert_eq!(past, Error::Length { expected: layout.len(), found: layout.len() + 4 });
+        for at in [0, header - 1, header / 2] {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert!(matches!(pieces(&bad, header / 8 * 4), Err(Error::Header(_))), "byte {at}");
+        }
+        for at in (header..good.len() - 3).step_by(1020) {
+            let mut bad = good.clone();
+            bad[at..at + 4].copy_from_slice(&f32::NEG_INFINITY.to_le_bytes());
+            let whole = layout.check(&bad);
+            assert!(matches!(whole, Err(Error::NotFinite { .. })));
+            for size in [header, 4096, 20_000] {
+                assert_eq!(pieces(&bad, size), whole, "byte {at} in pieces of {size}");
+            }
+        }
+        let mut large = good.clone();
+        large[header..header + 4].copy_from_slice(&f32::MIN.to_le_bytes());
+        assert_eq!(pieces(&large, header), Ok(()));
     }
 
     #[test]

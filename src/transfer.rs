@@ -3,8 +3,9 @@
 //! Goals: every chunk is verified on arrival against the signed table; what is on disk and verified
 //! is never sent again. Not goals: choosing among senders, compression.
 
-use crate::ids::Digest;
+use crate::ids::{Digest, Hasher};
 use serde::{Deserialize, Serialize};
+use std::io::{self, Read};
 use std::ops::Range;
 
 /// Smallest chunk; small models are sent in chunks of this size.
@@ -69,11 +70,30 @@ impl ChunkTable {
     #[must_use]
     pub fn of(object: &[u8]) -> Self {
         let bytes = object.len() as u64;
-        let chunk_bytes =
-            (bytes.div_ceil(CHUNKS_MAX as u64)).next_power_of_two().max(CHUNK_MIN_BYTES);
+        let chunk_bytes = chunk_bytes(bytes);
         let size = usize::try_from(chunk_bytes).unwrap_or(usize::MAX);
         let chunks = object.chunks(size).map(Digest::of).collect();
         Self { object: Digest::of(object), bytes, chunk_bytes, chunks }
+    }
+
+    /// The table of an object of `bytes` bytes, of which only one chunk is in memory at a time.
+    ///
+    /// # Errors
+    /// What `object` said, or that it ended early.
+    pub fn read(object: &mut impl Read, bytes: u64) -> io::Result<Self> {
+        let chunk_bytes = chunk_bytes(bytes);
+        let (mut whole, mut chunks) = (Hasher::default(), Vec::new());
+        let mut chunk = Vec::new();
+        let mut rest = bytes;
+        while rest > 0 {
+            let length = rest.min(chunk_bytes);
+            chunk.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
+            object.read_exact(&mut chunk)?;
+            whole.update(&chunk);
+            chunks.push(Digest::of(&chunk));
+            rest -= length;
+        }
+        Ok(Self { object: whole.finish(), bytes, chunk_bytes, chunks })
     }
 
     /// Checks that the table describes one non-empty object within bounds.
@@ -141,6 +161,11 @@ impl ChunkTable {
     }
 }
 
+/// Length of the chunks of an object of `bytes` bytes.
+fn chunk_bytes(bytes: u64) -> u64 {
+    bytes.div_ceil(CHUNKS_MAX as u64).next_power_of_two().max(CHUNK_MIN_BYTES)
+}
+
 /// A transfer that is under way: which chunks are still missing.
 #[derive(Debug, Clone)]
 pub struct Receiving {
@@ -180,6 +205,14 @@ impl Receiving {
             *have = true;
         }
         self.table.range(index)
+    }
+
+    /// Counts chunk `index` as here without its bytes, since a durable record says so, or as missing
+    /// again. The whole object's digest still has to be proved.
+    pub fn recall(&mut self, index: u64, here: bool) {
+        if let Some(have) = usize::try_from(index).ok().and_then(|i| self.have.get_mut(i)) {
+            *have = here;
+        }
     }
 
     /// Whether chunk `index` has to be sent; true for what does not exist, which `accept` refuses.
@@ -238,6 +271,8 @@ mod tests {
         assert_eq!(receiving.missing(), [0, 1, 2]);
         assert_eq!(table.first_damage(&object), None);
         let (checkpoint, expected) = (table.object, 262_144);
+        assert_eq!(ChunkTable::read(&mut &object[..], 600_000).unwrap(), table);
+        assert!(ChunkTable::read(&mut &object[..599_999], 600_000).is_err());
         assert_eq!(
             table.first_damage(&object[..500_000]).unwrap(),
             Error::Length { checkpoint, index: 1, expected, found: 0 }

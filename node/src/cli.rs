@@ -34,6 +34,9 @@ pub enum Command {
     /// What an auditor asks of a site's files; answers are JSON.
     #[command(subcommand)]
     Audit(Audit),
+    /// Measure this machine with daemons of its own.
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 /// Questions of an auditor.
@@ -76,6 +79,50 @@ pub struct CheckBoundary {
     pub home: Home,
     /// The file or folder to try, such as an image.
     pub file: PathBuf,
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Hand a large checkpoint from one daemon to another, in turns with the same bytes over bare TLS.
+    Transfer(BenchTransfer),
+    /// One end of the bare connection that a transfer is compared with.
+    #[command(hide = true)]
+    Bare(BenchBare),
+}
+
+/// What `bench transfer` takes.
+#[derive(Debug, clap::Args)]
+pub struct BenchTransfer {
+    /// About how large the checkpoint shall be, in bytes or with MiB or GiB.
+    #[arg(long, default_value = "1GiB", value_parser = crate::bench::size)]
+    pub size: u64,
+    /// How often each is measured; medians are told.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub repeats: u32,
+    /// Folder on the disk that the daemons shall use; the system's temporary one otherwise.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What one end of a bare connection takes.
+#[derive(Debug, clap::Args)]
+pub struct BenchBare {
+    /// Whose keys it shows.
+    #[command(flatten)]
+    pub home: Home,
+    /// Home of the site at the other end.
+    #[arg(long)]
+    pub peer: PathBuf,
+    /// Bytes that go over it.
+    #[arg(long)]
+    pub bytes: u64,
+    /// Where the other end listens; it listens itself without.
+    #[arg(long)]
+    pub connect: Option<SocketAddr>,
 }
 
 /// Where a site lives.

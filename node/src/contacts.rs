@@ -27,6 +27,8 @@ const PROBLEM_MAX: usize = 300;
 pub const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
 /// As [`STREAM_WINDOW`], for all streams of a connection.
 pub const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+/// Largest HTTP/2 frame that is taken: a piece of a checkpoint fits into one.
+pub const FRAME_BYTES: u32 = 128 * 1024;
 /// Middleboxes drop idle connections after minutes; a ping keeps them, and finds dead ones.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// A ping may wait behind what is on its way over a slow link; without an answer after this long the
@@ -218,6 +220,7 @@ pub async fn reach(
             .connect_timeout(CONNECT_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_BYTES)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE_PATIENCE)
             .keep_alive_while_idle(true)

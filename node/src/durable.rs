@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Who may read a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,21 +30,57 @@ impl Mode {
 pub fn write(path: &Path, bytes: &[u8], mode: Mode) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode.bits())
-        .open(&temporary)
-        .and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        })
-        .and_then(|()| rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
+    let mut draft = Draft::create(temporary, mode)?;
+    draft.write_all(bytes)?;
+    draft.keep(path)
+}
+
+/// A file that is being written; it is gone again unless it is kept.
+#[derive(Debug)]
+pub struct Draft {
+    file: File,
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Draft {
+    /// Begins a temporary file, which must lie in the folder that it will be kept in.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn create(path: PathBuf, mode: Mode) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(mode.bits());
+        Ok(Self { file: options.open(&path)?, path, kept: false })
     }
-    written
+
+    /// Puts it to its place: after a crash it is there whole, or not at all.
+    ///
+    /// # Errors
+    /// What the system said; nothing is left behind then.
+    pub fn keep(mut self, path: &Path) -> io::Result<()> {
+        self.file.sync_all()?;
+        rename(&self.path, path)?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl io::Write for Draft {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// Moves a file that was synced already to its place, durably.

@@ -15,10 +15,9 @@ use rondo::ids::{Digest, RoundId, SiteId, VisitNo};
 use rondo::manifest::Manifest;
 use rondo::plan::Plan;
 use rondo::round::{Effect, Event, ReceiptBody, StallReason};
-use rondo::transfer::ChunkTable;
 use rondo_proto::peer::{OfferAnswer, ReceiptBatch, offer_answer::Answer};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -124,19 +123,24 @@ impl Workers {
     async fn work(self, mut effect: Effect) {
         let id = key(&effect);
         let mut failures = 0_u32;
+        // What the receiver of a hand-over still wanted when it was asked last.
+        let mut missing = u64::MAX;
         loop {
+            let before = missing;
             let outcome = match &effect {
                 Effect::DeliverReceipts { round, to, from } => {
                     self.deliver(*round, to, *from).await.into()
                 }
                 Effect::HandOver { round, visit, to, .. } => {
-                    self.hand_over(*round, *visit, to).await.into()
+                    self.hand_over(*round, *visit, to, &mut missing).await.into()
                 }
                 Effect::Train { round, visit, received } => {
                     self.train(*round, *visit, *received, failures).await
                 }
             };
-            failures = if outcome == Outcome::Done { 0 } else { failures.saturating_add(1) };
+            // A link that breaks again and again but brings something over is no dead one.
+            let progress = outcome == Outcome::Done || missing < before;
+            failures = if progress { 0 } else { failures.saturating_add(1) };
             let pause = match outcome {
                 Outcome::Hopeless => HOPELESS_PAUSE,
                 _ => RETRY_MAX.min(RETRY_MIN * 2_u32.saturating_pow(failures.min(16))),
@@ -215,7 +219,13 @@ impl Workers {
         }
     }
 
-    async fn hand_over(&self, round: RoundId, visit: VisitNo, to: &SiteId) -> bool {
+    async fn hand_over(
+        &self,
+        round: RoundId,
+        visit: VisitNo,
+        to: &SiteId,
+        missing: &mut u64,
+    ) -> bool {
         if self.collects(to) || self.paces.of(to).open().is_err() {
             return false;
         }
@@ -226,13 +236,19 @@ impl Workers {
                 return false;
             }
         };
+        let bytes = release.bytes();
+        let begun = Instant::now();
         let outcome = async {
             let mut peer = connect(&self.own.now(), &self.daemon, &self.egress, to).await?;
             let answer = call(to, peer.offer_checkpoint(release.offer())).await?;
-            self.send_wanted(&mut peer, to, &release, answer).await
+            if let Some(Answer::Wanted(wanted)) = &answer.answer {
+                *missing = release.missing(wanted);
+            }
+            self.send_wanted(&mut peer, to, release, answer).await
         };
         let Some(Some(receipt)) = self.noted(to, outcome.await) else { return false };
-        tracing::info!(round = round.short(), visit = visit.0, peer = %to, "checkpoint handed over");
+        let seconds = begun.elapsed().as_secs_f64();
+        tracing::info!(round = round.short(), visit = visit.0, peer = %to, bytes, seconds, "checkpoint handed over");
         // If receipts before this one have not arrived yet, it comes again with them.
         let _ = self.daemon.adopt(Event::Receipt { receipt }).await;
         true
@@ -243,14 +259,17 @@ impl Workers {
         &self,
         peer: &mut Client,
         to: &SiteId,
-        release: &Release,
+        release: Release,
         answer: OfferAnswer,
     ) -> Result<Option<Envelope>, contacts::Error> {
         let answer = match answer.answer {
             Some(Answer::Wanted(wanted)) => {
                 let pace = self.paces.of(to);
+                let limit = last_patience(release.bytes());
+                let (round, visit) = release.visit();
+                let (pieces, problem) = release.send(wanted);
                 let (out, chunks) = mpsc::channel(1);
-                let feed = pace.feed(release.chunks(wanted.chunks), out, |chunk| chunk);
+                let feed = pace.feed(pieces, out, |chunk| chunk);
                 let sending = peer.send_chunks(ReceiverStream::new(chunks));
                 tokio::pin!(sending);
                 let fed = tokio::select! {
@@ -266,11 +285,17 @@ impl Workers {
                         if let Err(e @ Waits::Hours(_)) = fed {
                             tracing::info!(peer = %to, "the transfer pauses: {e}");
                         }
-                        let limit = last_patience(release.bytes());
                         let late = |_| slow("no answer came to the last chunk".to_owned());
                         tokio::time::timeout(limit, sending).await.unwrap_or_else(late)
                     }
                 };
+                if let Some(e) = problem.get() {
+                    tracing::error!(
+                        round = round.short(),
+                        visit = visit.0,
+                        "cannot hand over: {e}"
+                    );
+                }
                 sent.map_err(|status| refused(to, status))?.into_inner().answer
             }
             answer => answer,
@@ -339,17 +364,20 @@ impl Workers {
         plan: &Plan,
         trained: &Trained,
     ) -> Result<(), StallReason> {
-        let bytes = self.store.get(trained.weights).map_err(|e| {
-            tracing::error!("reading what was trained: {e}");
+        let failed = |e: &dyn std::fmt::Display| {
+            tracing::error!("contributing visit {visit}: {e}");
             StallReason::Storage
-        })?;
+        };
+        let stored = self.store.find(trained.weights).map_err(|e| failed(&e))?;
+        let table = tokio::task::spawn_blocking(move || stored.table()).await;
+        let table = table.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         let manifest = Manifest {
             round,
             cycle: plan.cycle_of(visit),
             visit,
             site: self.daemon.site().clone(),
             parent,
-            weights: ChunkTable::of(&bytes),
+            weights: table,
             architecture: plan.recipe.architecture,
             recipe: plan.recipe_digest(),
             software: concat!("rondo ", env!("CARGO_PKG_VERSION")).to_owned(),

@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod auditor;
+mod bench;
 pub mod boundary;
 pub mod cli;
 pub mod config;
@@ -33,6 +34,7 @@ pub mod starter;
 pub mod store;
 pub mod tls;
 pub mod trainer;
+pub mod transfer;
 
 use clap::Parser as _;
 use std::process::ExitCode;

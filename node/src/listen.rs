@@ -1,7 +1,9 @@
 //! Sockets: TLS for peers, unix sockets for operators and the trainer.
 
 use crate::connection::{Place, Places, Trusted};
-use crate::contacts::{CONNECTION_WINDOW, KEEP_ALIVE, KEEP_ALIVE_PATIENCE, STREAM_WINDOW};
+use crate::contacts::{
+    CONNECTION_WINDOW, FRAME_BYTES, KEEP_ALIVE, KEEP_ALIVE_PATIENCE, STREAM_WINDOW,
+};
 use crate::ledger::Egress;
 use crate::ledger::calls::{Answers, Line};
 use crate::ledger::meter::{Meter, Metered, Side};
@@ -119,6 +121,7 @@ pub async fn peers(
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(Some(FRAME_BYTES))
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_PATIENCE))
         .max_concurrent_streams(Some(STREAMS_MAX))

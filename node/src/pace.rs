@@ -2,11 +2,12 @@
 //! and how long a flow may stand still.
 //!
 //! Goals: the cap is kept to the byte over a second or more, however many transfers share it; a
-//! transfer stops between two chunks when its hours end. Not goals: shaping receipts, which are small
+//! transfer stops between two pieces when its hours end. Not goals: shaping receipts, which are small
 //! and always pass.
 
 use crate::contacts::STREAM_WINDOW;
 use rondo::ids::SiteId;
+use rondo::transfer::CHUNK_MIN_BYTES;
 use rondo_proto::peer::Chunk;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::{Stream, StreamExt as _};
 
 /// A flow of which nothing moves for this long is dead.
 pub const CHUNK_PATIENCE: Duration = Duration::from_secs(30);
@@ -26,9 +28,11 @@ const BURST: Duration = Duration::from_millis(100);
 const SLOWEST_DISK: u64 = 8 * 1024 * 1024;
 const MINUTES_OF_DAY: u16 = 24 * 60;
 
+/// A flow counts as alive while so many bytes at a time come in time.
+const FLOW_BYTES: u64 = CHUNK_MIN_BYTES;
+
 /// How long `bytes` may take to pass before the flow counts as dead.
-#[must_use]
-pub fn patience(bytes: u64) -> Duration {
+fn patience(bytes: u64) -> Duration {
     CHUNK_PATIENCE + Duration::from_secs(bytes / SLOWEST)
 }
 
@@ -37,6 +41,40 @@ pub fn patience(bytes: u64) -> Duration {
 #[must_use]
 pub fn last_patience(bytes: u64) -> Duration {
     patience(u64::from(STREAM_WINDOW)) + Duration::from_secs(bytes / SLOWEST_DISK)
+}
+
+/// How long a flow may still keep this side waiting; what this side does meanwhile does not count.
+#[derive(Debug)]
+pub struct Patience {
+    left: Duration,
+    moved: u64,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { left: patience(FLOW_BYTES), moved: 0 }
+    }
+}
+
+impl Patience {
+    /// Waits for the other side.
+    ///
+    /// # Errors
+    /// How long all patience was, once it is used up.
+    pub async fn wait<T>(&mut self, step: impl Future<Output = T>) -> Result<T, Duration> {
+        let begun = Instant::now();
+        let done = timeout(self.left, step).await.map_err(|_| patience(FLOW_BYTES))?;
+        self.left = self.left.saturating_sub(begun.elapsed());
+        Ok(done)
+    }
+
+    /// Notes that `bytes` passed; patience begins anew with enough of them.
+    pub fn moved(&mut self, bytes: usize) {
+        self.moved += bytes as u64;
+        if self.moved >= FLOW_BYTES {
+            *self = Self::default();
+        }
+    }
 }
 
 /// Who calls whom.
@@ -236,21 +274,21 @@ impl Pace {
     /// Why they were not; the rest may be asked for again.
     pub async fn feed<T>(
         &self,
-        chunks: impl Iterator<Item = Chunk>,
+        mut chunks: impl Stream<Item = Chunk> + Unpin,
         out: mpsc::Sender<T>,
         wrap: impl Fn(Chunk) -> T,
     ) -> Result<(), Held> {
-        for chunk in chunks {
+        let mut patience = Patience::default();
+        while let Some(chunk) = chunks.next().await {
             let bytes = chunk.data.len();
             tokio::select! {
                 admitted = self.admit(bytes) => admitted?,
                 () = out.closed() => return Err(Held::Closed),
             }
-            let limit = patience(bytes as u64);
-            match timeout(limit, out.send(wrap(chunk))).await {
-                Ok(Ok(())) => {}
+            match patience.wait(out.send(wrap(chunk))).await {
+                Ok(Ok(())) => patience.moved(bytes),
                 Ok(Err(_)) => return Err(Held::Closed),
-                Err(_) => return Err(Held::Stalled(limit)),
+                Err(limit) => return Err(Held::Stalled(limit)),
             }
         }
         Ok(())
@@ -272,8 +310,10 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU8, Ordering};
 
-    fn chunks(count: u32, bytes: usize) -> impl Iterator<Item = Chunk> {
-        (0..count).map(move |index| Chunk { index, data: vec![1; bytes], ..Chunk::default() })
+    fn chunks(count: u32, bytes: usize) -> impl Stream<Item = Chunk> + Unpin {
+        let data = rondo_proto::Bytes::from(vec![1; bytes]);
+        let chunk = move |index| Chunk { index, data: data.clone(), ..Chunk::default() };
+        tokio_stream::iter((0..count).map(chunk))
     }
 
     fn rule(limit_mbit_s: Option<u32>, hours: &str) -> PeerRule {
@@ -346,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flow_stops_between_two_chunks_when_its_hours_end() {
+    async fn a_flow_stops_between_two_pieces_when_its_hours_end() {
         let hour = Arc::new(AtomicU8::new(7));
         let clock = hour.clone();
         let now = move || (clock.load(Ordering::Relaxed), 0);
@@ -371,6 +411,19 @@ mod tests {
         assert!((3..=5).contains(&read.await.unwrap()));
         hour.store(22, Ordering::Relaxed);
         assert_eq!(pace.open(), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_drip_uses_up_patience_and_a_flow_does_not() {
+        let moment = Duration::from_millis(30);
+        let step = || tokio::time::sleep(moment);
+        let mut flow = Patience { left: 2 * moment, moved: 0 };
+        assert_eq!(flow.wait(step()).await, Ok(()));
+        flow.moved(64);
+        assert_eq!(flow.wait(step()).await, Err(patience(FLOW_BYTES)), "a drip");
+        flow.moved(usize::try_from(FLOW_BYTES).unwrap() - 64);
+        assert_eq!((flow.left, flow.moved), (patience(FLOW_BYTES), 0));
+        assert_eq!(flow.wait(step()).await, Ok(()));
     }
 
     #[test]

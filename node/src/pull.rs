@@ -149,7 +149,8 @@ impl Pulls {
         let here = |status| unacceptable(site, status);
         let answer = self.service.offered(site, offer).await.map_err(here)?;
         let Some(Answer::Wanted(wanted)) = answer.answer else { return Ok(false) };
-        let request = FetchChunksRequest { round, visit, chunks: wanted.chunks };
+        let request =
+            FetchChunksRequest { round, visit, chunks: wanted.chunks, offset: wanted.offset };
         let chunks = call(site, peer.fetch_chunks(request)).await?;
         let answer = self.service.taken(site, chunks).await.map_err(here)?;
         Ok(matches!(answer.answer, Some(Answer::Held(_))))

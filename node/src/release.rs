@@ -1,13 +1,13 @@
 //! What may leave this site as weights: a checkpoint that is as its manifest says, and no byte else.
 
 use crate::store::{self, Store};
-use rondo::checkpoint;
+use crate::transfer::{self, Outgoing};
 use rondo::ids::{RoundId, VisitNo};
 use rondo::passport::Passport;
 use rondo::round::SiteState;
-use rondo::transfer::ChunkTable;
-use rondo_proto::peer::{Chunk, Offer};
-use std::sync::Arc;
+use rondo_proto::peer::{Chunk, Offer, Wanted};
+use std::sync::{Arc, OnceLock};
+use tokio_stream::Stream;
 
 /// Why a checkpoint does not leave.
 #[derive(Debug, thiserror::Error)]
@@ -18,9 +18,6 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// It holds something else than the weights of its architecture.
-    #[error("the checkpoint is not released: {0}")]
-    Checkpoint(#[from] checkpoint::Error),
 }
 
 /// The offer of a visit's checkpoint; none while a hop before it is not known here.
@@ -34,17 +31,15 @@ fn offer_of(round: RoundId, visit: VisitNo, passport: &Passport) -> Offer {
     Offer { round: round.as_bytes().to_vec(), visit: visit.0, passport: passport.to_json() }
 }
 
-/// A checkpoint that was checked before it leaves.
+/// A checkpoint that may leave; each chunk is checked right before it does.
+#[derive(Debug)]
 pub struct Release {
-    round: RoundId,
-    visit: VisitNo,
     passport: Passport,
-    table: ChunkTable,
-    bytes: Arc<Vec<u8>>,
+    source: Outgoing,
 }
 
 impl Release {
-    /// Reads the checkpoint of `visit` and checks it.
+    /// Finds the checkpoint of `visit`.
     ///
     /// # Errors
     /// Why it must not leave.
@@ -57,32 +52,42 @@ impl Release {
         let known = state.rounds().get(&round).ok_or(Error::Unknown)?;
         let passport = known.passport(visit).ok_or(Error::Unknown)?;
         let table = known.manifest(visit).ok_or(Error::Unknown)?.weights.clone();
-        let bytes = Arc::new(store.get(table.object)?);
-        known.plan.layout().check(&bytes)?;
-        Ok(Self { round, visit, passport, table, bytes })
+        let stored = store.find(table.object)?;
+        let source = Outgoing { stored, table, layout: known.plan.layout(), round, visit };
+        Ok(Self { passport, source })
     }
 
     /// Its offer.
     #[must_use]
     pub fn offer(&self) -> Offer {
-        offer_of(self.round, self.visit, &self.passport)
+        offer_of(self.source.round, self.source.visit, &self.passport)
+    }
+
+    /// The visit that made it, and the round.
+    #[must_use]
+    pub fn visit(&self) -> (RoundId, VisitNo) {
+        (self.source.round, self.source.visit)
     }
 
     /// Its length.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.table.bytes
+        self.source.table.bytes
     }
 
-    /// The chunks of these indices, each cut when it is asked for; what does not exist is left out.
-    pub fn chunks(&self, wanted: Vec<u32>) -> impl Iterator<Item = Chunk> + Send + use<> {
-        let (table, bytes) = (self.table.clone(), self.bytes.clone());
-        let (round, visit) = (self.round.as_bytes().to_vec(), self.visit.0);
-        wanted.into_iter().filter_map(move |index| {
-            let range = table.range(u64::from(index)).ok()?;
-            let range = usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?;
-            let data = bytes.get(range)?.to_vec();
-            Some(Chunk { round: round.clone(), visit, index, data })
-        })
+    /// About how many bytes are `wanted`.
+    #[must_use]
+    pub fn missing(&self, wanted: &Wanted) -> u64 {
+        let chunks = wanted.chunks.len() as u64 * self.source.table.chunk_bytes;
+        chunks.saturating_sub(u64::from(wanted.offset))
+    }
+
+    /// The pieces that are `wanted`, and why there are no more if they end early: see
+    /// [`transfer::send`].
+    pub fn send(
+        self,
+        wanted: Wanted,
+    ) -> (impl Stream<Item = Chunk> + Send + Unpin + 'static, Arc<OnceLock<store::Error>>) {
+        transfer::send(self.source, wanted)
     }
 }

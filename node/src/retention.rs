@@ -46,10 +46,11 @@ pub fn check(store: &Store, state: &SiteState, repair: bool) -> Result<Report, s
     for path in files(&store.folder().join("checkpoints"))? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let digest = name.parse::<Digest>().ok();
-        match digest.map(|digest| store.get(digest)) {
-            Some(Ok(bytes)) => {
+        let read = |digest| store.find(digest).and_then(|stored| stored.table());
+        match digest.map(read) {
+            Some(Ok(table)) => {
                 report.checkpoints += 1;
-                report.bytes += bytes.len() as u64;
+                report.bytes += table.bytes;
                 report.unreferenced.extend(digest.filter(|digest| !referenced.contains(digest)));
             }
             Some(Err(e @ store::Error::Io { .. })) => return Err(e),
@@ -63,6 +64,7 @@ pub fn check(store: &Store, state: &SiteState, repair: bool) -> Result<Report, s
     }
     let incoming: BTreeSet<String> = files(&store.folder().join("incoming"))?
         .iter()
+        .filter(|path| path.extension().is_none())
         .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .collect();
     report.incoming = u32::try_from(incoming.len()).unwrap_or(u32::MAX);
@@ -103,7 +105,8 @@ fn tidy(
     let over: BTreeSet<Digest> =
         state.rounds().values().flat_map(weights).filter(|digest| !kept.contains(digest)).collect();
     for path in files(&store.folder().join("incoming"))? {
-        if named(&path).is_some_and(|digest| over.contains(&digest)) {
+        // Beside a part may lie the record of what of it is safe on disk.
+        if named(&path.with_extension("")).is_some_and(|digest| over.contains(&digest)) {
             fs::remove_file(&path).map_err(|e| failed("removing", &path, e))?;
         }
     }

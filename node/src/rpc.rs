@@ -37,6 +37,11 @@ impl From<store::Error> for Status {
             store::Error::Io { .. } => Reason::Storage,
             store::Error::Absent(_) => Reason::Absent,
             store::Error::Damaged { .. } => Reason::Damaged,
+            store::Error::Gap(_) => Reason::ChunkUnasked,
+            store::Error::Checkpoint(e) => {
+                let e = rondo::passport::Error::from(e.clone());
+                return Reason::from_code(e.code()).unwrap_or(Reason::WeightsLayout).because(e);
+            }
             store::Error::Repeated(_) | store::Error::Transfer(transfer::Error::Index { .. }) => {
                 Reason::ChunkUnasked
             }

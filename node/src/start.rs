@@ -2,7 +2,7 @@
 
 use crate::audit::{Audit, Clerk};
 use crate::boundary::{self, FileAccess, Tried};
-use crate::cli::{Arguments, CheckBoundary, Command, Init, RenewCard, Run};
+use crate::cli::{Arguments, Bench, CheckBoundary, Command, Init, RenewCard, Run};
 use crate::config::{self, Config};
 use crate::contacts::Contacts;
 use crate::daemon::{Daemon, unix_now};
@@ -24,7 +24,7 @@ use crate::rpc::trainer::TrainerService;
 use crate::starter::{self, Starter};
 use crate::store::Store;
 use crate::trainer::TrainerHub;
-use crate::{audit, auditor, listen, retention, tls};
+use crate::{audit, auditor, bench, listen, retention, tls};
 use anyhow::Context as _;
 use rondo::audit::{What, Who};
 use rondo::round::{Event, SiteState, step};
@@ -62,6 +62,8 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::CheckBoundary(check) => check_boundary(&check),
         Command::StartTrainer(home) => starter::run(&home.home),
         Command::Audit(question) => auditor::run(&question),
+        Command::Bench(Bench::Transfer(bench)) => bench::transfer(&bench),
+        Command::Bench(Bench::Bare(end)) => bench::bare(&end),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

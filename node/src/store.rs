@@ -1,12 +1,19 @@
 //! Content-addressed checkpoints on disk, and transfers that are under way.
 
-use crate::durable::{self, Mode};
-use rondo::ids::Digest;
-use rondo::transfer::{self, ChunkTable, Receiving};
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use crate::durable::{Draft, Mode};
+use crate::transfer::Incoming;
+use rondo::checkpoint::{self, Layout};
+use rondo::ids::{Digest, Hasher};
+use rondo::transfer::{self, ChunkTable};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What names of checkpoints begin with that are not whole yet.
+const DRAFT: &str = ".upload-";
 
 /// Why the store could not keep or give something.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +44,15 @@ pub enum Error {
     /// A chunk that nobody asked for.
     #[error("chunk {0} was not asked for; only missing chunks may be sent")]
     Repeated(u32),
+    /// A piece that does not follow on what is here of its chunk.
+    #[error("a piece of chunk {0} is empty, or does not follow on the piece before it")]
+    Gap(u32),
     /// A chunk was refused.
     #[error(transparent)]
     Transfer(#[from] transfer::Error),
+    /// The bytes are intact, but no checkpoint of the architecture.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
 }
 
 fn advice(source: &io::Error) -> &'static str {
@@ -70,7 +83,17 @@ impl Store {
                 .create(&path)
                 .map_err(|source| Error::Io { what: "creating", path: path.clone(), source })?;
         }
-        Ok(Self { folder: folder.to_owned() })
+        let this = Self { folder: folder.to_owned() };
+        // What a daemon was killed over is no checkpoint, and nobody else writes here.
+        let folder = this.folder.join("checkpoints");
+        let fail = |source| Error::Io { what: "tidying", path: folder.clone(), source };
+        for entry in fs::read_dir(&folder).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            if entry.file_name().to_string_lossy().starts_with(DRAFT) {
+                fs::remove_file(entry.path()).map_err(fail)?;
+            }
+        }
+        Ok(this)
     }
 
     /// Where it lies.
@@ -88,42 +111,50 @@ impl Store {
         self.path(digest).is_file()
     }
 
-    /// Keeps `bytes` durably under their digest; known bytes are not written again.
+    /// Keeps `bytes` durably under their digest. What lies there already is replaced, so that damage
+    /// is healed by whoever has the bytes again.
     ///
     /// # Errors
     /// If they could not be written; then nothing is there.
     pub fn put(&self, bytes: &[u8]) -> Result<Digest, Error> {
-        let digest = Digest::of(bytes);
-        // What lies there is read, so that damage is healed by whoever has the bytes again.
-        if self.get(digest).is_err() {
-            let path = self.path(digest);
-            durable::write(&path, bytes, Mode::Private).map_err(|source| Error::Io {
-                what: "storing a checkpoint in",
-                path,
-                source,
-            })?;
-        }
-        Ok(digest)
+        let mut upload = self.begin()?;
+        upload.write(bytes)?;
+        upload.finish()
     }
 
-    /// The bytes of a checkpoint, checked against their digest.
+    /// Begins to keep a checkpoint that comes in pieces, as [`Store::put`] keeps a whole one.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn begin(&self) -> Result<Upload, Error> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("{DRAFT}{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = self.folder.join("checkpoints").join(name);
+        let draft = Draft::create(path.clone(), Mode::Private);
+        let draft = draft.map_err(|source| Error::Io { what: "creating", path, source })?;
+        Ok(Upload { store: self.clone(), draft, hasher: Hasher::default() })
+    }
+
+    /// The bytes of a checkpoint, checked against their digest. For small ones: see [`Store::find`].
     ///
     /// # Errors
     /// [`Error::Absent`] or [`Error::Damaged`].
     pub fn get(&self, digest: Digest) -> Result<Vec<u8>, Error> {
-        let bytes = self.read(digest)?;
+        let stored = self.find(digest)?;
+        let bytes = stored.read(0..stored.bytes())?;
         let found = Digest::of(&bytes);
         if found == digest { Ok(bytes) } else { Err(Error::Damaged { expected: digest, found }) }
     }
 
-    /// The bytes that lie under `digest`, whatever they are; for saying where damage is.
+    /// The file of a checkpoint, whose bytes are whatever they are.
     ///
     /// # Errors
     /// [`Error::Absent`].
-    pub fn read(&self, digest: Digest) -> Result<Vec<u8>, Error> {
+    pub fn find(&self, digest: Digest) -> Result<Stored, Error> {
         let path = self.path(digest);
-        match fs::read(&path) {
-            Ok(bytes) => Ok(bytes),
+        let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        match opened {
+            Ok((bytes, file)) => Ok(Stored { path, file, digest, bytes }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::Absent(digest)),
             Err(source) => Err(Error::Io { what: "reading", path, source }),
         }
@@ -133,96 +164,107 @@ impl Store {
     ///
     /// # Errors
     /// If the table is impossible or the disk says no.
-    pub fn receive(&self, table: ChunkTable) -> Result<Incoming, Error> {
+    pub fn receive(&self, table: ChunkTable, layout: Layout) -> Result<Incoming, Error> {
         let path = self.folder.join("incoming").join(table.object.to_string());
-        let mut receiving = Receiving::begin(table)?;
-        let fail = |what, source| Error::Io { what, path: path.clone(), source };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| fail("opening", e))?;
-        let table = receiving.table().clone();
-        let length = file.metadata().map_err(|e| fail("reading", e))?.len();
-        for index in 0..table.chunks.len() as u64 {
-            let range = table.range(index)?;
-            if range.end > length {
-                break;
-            }
-            let mut chunk = vec![0; usize::try_from(range.end - range.start).unwrap_or_default()];
-            file.read_exact_at(&mut chunk, range.start).map_err(|e| fail("reading", e))?;
-            // A torn or never written chunk simply does not verify, and is asked for again.
-            let _ = receiving.accept(index, &chunk);
-        }
-        Ok(Incoming { store: self.clone(), path, file, receiving })
+        let target = self.path(table.object);
+        Incoming::open(path, target, table, layout)
     }
 }
 
-/// A checkpoint on its way in.
+/// A checkpoint that is being written.
 #[derive(Debug)]
-pub struct Incoming {
+pub struct Upload {
     store: Store,
+    draft: Draft,
+    hasher: Hasher,
+}
+
+impl Upload {
+    /// Takes the next piece.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn write(&mut self, piece: &[u8]) -> Result<(), Error> {
+        self.hasher.update(piece);
+        let path = || self.store.folder.join("checkpoints");
+        let fail = |source| Error::Io { what: "storing a checkpoint in", path: path(), source };
+        self.draft.write_all(piece).map_err(fail)
+    }
+
+    /// Keeps it under its digest.
+    ///
+    /// # Errors
+    /// What the disk said; then nothing is there.
+    pub fn finish(self) -> Result<Digest, Error> {
+        let digest = self.hasher.finish();
+        let path = self.store.path(digest);
+        let fail = |source| Error::Io { what: "storing", path: path.clone(), source };
+        self.draft.keep(&path).map_err(fail)?;
+        Ok(digest)
+    }
+}
+
+/// A checkpoint in the store, to be read in parts.
+#[derive(Debug)]
+pub struct Stored {
     path: PathBuf,
     file: File,
-    receiving: Receiving,
+    digest: Digest,
+    bytes: u64,
 }
 
-impl Incoming {
-    /// Chunks that are still missing.
+impl Stored {
+    /// Its length on disk.
     #[must_use]
-    pub fn missing(&self) -> Vec<u32> {
-        self.receiving.missing()
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
-    /// Takes one chunk if it is the signed one, and writes it to its place.
+    /// Its bytes in `range`; fewer if the file ends before.
     ///
     /// # Errors
-    /// A refused chunk by its digest and index, or what the disk said.
-    pub fn accept(&mut self, index: u32, data: &[u8]) -> Result<(), Error> {
-        if !self.receiving.is_missing(u64::from(index)) {
-            return Err(Error::Repeated(index));
-        }
-        let range = self.receiving.accept(u64::from(index), data)?;
-        self.file.write_all_at(data, range.start).map_err(|source| Error::Io {
-            what: "writing",
-            path: self.path.clone(),
-            source,
-        })
+    /// What the disk said.
+    pub fn read(&self, range: Range<u64>) -> Result<Vec<u8>, Error> {
+        let end = range.end.min(self.bytes);
+        let length = usize::try_from(end.saturating_sub(range.start)).unwrap_or_default();
+        let mut bytes = vec![0; length];
+        let fail = |source| Error::Io { what: "reading", path: self.path.clone(), source };
+        self.file.read_exact_at(&mut bytes, range.start).map_err(fail)?;
+        Ok(bytes)
     }
 
-    /// Stores the checkpoint once nothing is missing and `check` accepts its bytes.
+    /// Its chunk table.
     ///
     /// # Errors
-    /// What the disk or `check` says. Bytes that are as signed but refused are deleted.
-    pub fn finish<E: From<Error>>(
-        self,
-        check: impl FnOnce(&[u8]) -> Result<(), E>,
-    ) -> Result<Digest, E> {
-        let Self { store, path, file, receiving } = self;
-        let received = receiving.finish().map_err(|r| {
-            let (index, checkpoint) = (r.missing().first().copied().unwrap_or(0), r.table().object);
-            Error::Transfer(transfer::Error::Chunk { checkpoint, index: index as usize })
-        })?;
-        let digest = received.table().object;
-        let fail = |what, source| Error::Io { what, path: path.clone(), source };
-        file.set_len(received.table().bytes).map_err(|e| fail("writing", e))?;
-        file.sync_all().map_err(|e| fail("writing", e))?;
-        let bytes = fs::read(&path).map_err(|e| fail("reading", e))?;
-        let found = Digest::of(&bytes);
-        let outcome = if found == digest {
-            check(&bytes)
+    /// [`Error::Damaged`] if its bytes are no longer those of its digest.
+    pub fn table(&self) -> Result<ChunkTable, Error> {
+        let fail = |source| Error::Io { what: "reading", path: self.path.clone(), source };
+        let table = ChunkTable::read(&mut &self.file, self.bytes).map_err(fail)?;
+        let found = table.object;
+        if found == self.digest {
+            Ok(table)
         } else {
-            Err(Error::Damaged { expected: digest, found }.into())
-        };
-        if let Err(e) = outcome {
-            fs::remove_file(&path).map_err(|e| fail("removing", e))?;
-            return Err(e);
+            Err(Error::Damaged { expected: self.digest, found })
         }
-        durable::rename(&path, &store.path(digest)).map_err(|e| fail("storing", e))?;
-        Ok(digest)
+    }
+
+    /// Proves that it is as signed in `table` and has `layout`, a chunk at a time.
+    ///
+    /// # Errors
+    /// [`Error::Transfer`] with the first damaged chunk, or [`Error::Checkpoint`].
+    pub fn check(&self, table: &ChunkTable, layout: &Layout) -> Result<(), Error> {
+        for index in 0..table.chunks.len() as u64 {
+            let range = table.range(index)?;
+            let (start, data) = (range.start, self.read(range)?);
+            table.verify_chunk(index, &data)?;
+            layout.check_piece(start, &data)?;
+        }
+        let (expected, found) = (layout.len(), self.bytes);
+        if found == expected {
+            Ok(())
+        } else {
+            Err(checkpoint::Error::Length { expected, found }.into())
+        }
     }
 }
 
@@ -230,35 +272,78 @@ impl Incoming {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::durable;
+    use rondo::checkpoint::Extras;
+    use rondo::recipe::Architecture;
+
+    const NARROW: Architecture = Architecture { n1: 20, n2: 24, n3: 28, m: 40 };
 
     #[test]
     fn damage_is_refused_and_verified_chunks_survive_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        let object: Vec<u8> = (0..700_000_u32).map(|i| (i % 251) as u8).collect();
+        let layout = Layout::new(&NARROW, Extras::NONE);
+        let mut object = layout.header().to_vec();
+        object.resize(usize::try_from(layout.len()).unwrap(), 1);
         let table = ChunkTable::of(&object);
-        let chunk = |i: u64| {
-            let r = table.range(i).unwrap();
+        let count = u32::try_from(table.chunks.len()).unwrap();
+        assert!(count > 3, "{count} chunks");
+        let chunk = |i: u32| {
+            let r = table.range(u64::from(i)).unwrap();
             &object[usize::try_from(r.start).unwrap()..usize::try_from(r.end).unwrap()]
         };
-        let mut incoming = store.receive(table.clone()).unwrap();
-        assert!(incoming.accept(0, chunk(1)).is_err());
-        incoming.accept(2, chunk(2)).unwrap();
-        incoming.accept(0, chunk(0)).unwrap();
+        let receive = || store.receive(table.clone(), layout.clone()).unwrap();
+        let mut incoming = receive();
+        assert!(incoming.accept(0, 0, chunk(1)).is_err());
+        incoming.accept(2, 0, chunk(2)).unwrap();
+        incoming.accept(0, 0, chunk(0)).unwrap();
         drop(incoming);
         assert!(!store.has(table.object), "half a checkpoint is never read as whole");
-        let mut incoming = store.receive(table.clone()).unwrap();
-        assert_eq!(incoming.missing(), [1], "what was verified is not asked for again");
-        incoming.accept(1, chunk(1)).unwrap();
-        let digest = incoming.finish(|_| Ok::<_, Error>(())).unwrap();
+        let mut incoming = receive();
+        let rest: Vec<u32> = (0..count).filter(|i| ![0, 2].contains(i)).collect();
+        assert_eq!(incoming.missing(), rest, "what was verified is not asked for again");
+        for index in rest {
+            incoming.accept(index, 0, chunk(index)).unwrap();
+        }
+        let digest = incoming.finish().unwrap().unwrap().0;
         assert_eq!(store.get(digest).unwrap(), object);
         assert_eq!(store.put(&object).unwrap(), digest);
+        let stored = store.find(digest).unwrap();
+        assert_eq!(stored.table().unwrap(), table);
+        stored.check(&table, &layout).unwrap();
 
         let path = folder.path().join("checkpoints").join(digest.to_string());
         let mut bad = object.clone();
-        bad[5] ^= 1;
+        bad[300_000] ^= 1;
         durable::write(&path, &bad, Mode::Private).unwrap();
         assert!(matches!(store.get(digest), Err(Error::Damaged { .. })));
+        let stored = store.find(digest).unwrap();
+        assert!(matches!(stored.table(), Err(Error::Damaged { .. })));
+        let found = stored.check(&table, &layout);
+        assert!(matches!(found, Err(Error::Transfer(transfer::Error::Chunk { index: 1, .. }))));
         assert!(matches!(store.get(Digest::of(b"x")), Err(Error::Absent(_))));
+        assert_eq!(store.put(&object).unwrap(), digest);
+        assert_eq!(store.get(digest).unwrap(), object, "healed");
+    }
+
+    #[test]
+    fn an_upload_that_is_not_finished_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let names = || fs::read_dir(folder.path().join("checkpoints")).unwrap().count();
+        let mut upload = store.begin().unwrap();
+        upload.write(b"ab").unwrap();
+        assert_eq!(names(), 1);
+        drop(upload);
+        assert_eq!(names(), 0);
+        // As a killed daemon leaves it.
+        std::mem::forget(store.begin().unwrap());
+        assert_eq!(names(), 1);
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(names(), 0);
+        let mut upload = store.begin().unwrap();
+        upload.write(b"ab").unwrap();
+        upload.write(b"c").unwrap();
+        assert_eq!(upload.finish().unwrap(), Digest::of(b"abc"));
     }
 }

@@ -7,6 +7,8 @@
 pub mod convert;
 pub mod unix;
 
+pub use prost::bytes::Bytes;
+
 macro_rules! generated {
     ($(#[$doc:meta])* $name:ident, $file:literal) => {
         $(#[$doc])*

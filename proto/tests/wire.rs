@@ -31,9 +31,9 @@ fn holds<M: Message + Default + PartialEq + Debug>(message: &M, listing: &str) {
 fn every_message_keeps_its_bytes() {
     holds(&GreetRequest::default(), "");
     holds(
-        &GreetRequest { card: b"{}".to_vec(), holds: vec![0x22; 4] },
+        &GreetRequest { card: b"{}".to_vec(), holds: vec![0x22; 2] },
         "0a 02 7b 7d            # 1, bytes: card
-         12 04 22 22 22 22      # 2, bytes: digest of the card held",
+         12 02 22 22            # 2, bytes: holds",
     );
     holds(
         &Greeting {
@@ -42,18 +42,24 @@ fn every_message_keeps_its_bytes() {
             version_minor: 2,
             version_patch: 3,
             now: 1_800_000_000,
-            card: b"{}".to_vec(),
-            reaches_you: true,
-            holds: vec![0x22; 4],
+            ..Greeting::default()
         },
         "0a 04 75 6b 65 72      # 1, text: uker
          10 01                  # 2, number: major
          18 02                  # 3, number: minor
          20 03                  # 4, number: patch
-         28 80 a4 a7 da 06      # 5, number: now
-         32 02 7b 7d            # 6, bytes: card
+         28 80 a4 a7 da 06      # 5, number: now",
+    );
+    holds(
+        &Greeting {
+            card: b"{}".to_vec(),
+            reaches_you: true,
+            holds: vec![0x22; 2],
+            ..Greeting::default()
+        },
+        "32 02 7b 7d            # 6, bytes: card
          38 01                  # 7, truth: reaches you
-         42 04 22 22 22 22      # 8, bytes: digest of the card held",
+         42 02 22 22            # 8, bytes: holds",
     );
     holds(
         &ReceiptBatch { round: vec![0x11; 4], receipts: vec![b"{}".to_vec(), b"[]".to_vec()] },
@@ -69,31 +75,39 @@ fn every_message_keeps_its_bytes() {
          1a 02 7b 7d            # 3, bytes: passport",
     );
     holds(
-        &CollectRequest { having: vec![Having { round: vec![0x11; 4], number: 300 }] },
+        &OfferAnswer {
+            answer: Some(Answer::Wanted(Wanted { chunks: vec![0, 1, 300], offset: 0 })),
+        },
+        "0a 06                  # 1, message: wanted
+         0a 04 00 01 ac 02      # 1, packed numbers: chunks",
+    );
+    holds(
+        &Wanted { chunks: vec![7], offset: 300 },
+        "0a 01 07               # 1, packed numbers: chunks
+         10 ac 02               # 2, number: offset",
+    );
+    holds(&Chunk { offset: 65_536, ..Chunk::default() }, "28 80 80 04   # 5, number: offset");
+    let having = Having { round: vec![0x11; 4], number: 300 };
+    holds(
+        &CollectRequest { having: vec![having] },
         "0a 09                  # 1, message: having
          0a 04 11 11 11 11      # 1, bytes: round
          10 ac 02               # 2, number: number",
     );
     holds(
         &Collected {
-            batches: vec![ReceiptBatch { round: vec![0x11; 4], receipts: Vec::new() }],
-            offers: vec![Offer { round: Vec::new(), visit: 2, passport: Vec::new() }],
+            batches: vec![ReceiptBatch { round: vec![0x11], receipts: Vec::new() }],
+            offers: vec![Offer { round: vec![0x11], visit: 2, passport: Vec::new() }],
         },
-        "0a 06                  # 1, message: a batch
-         0a 04 11 11 11 11      # 1, bytes: round
-         12 02                  # 2, message: an offer
-         10 02                  # 2, number: visit",
+        "0a 03 0a 01 11         # 1, message: a batch
+         12 05 0a 01 11 10 02   # 2, message: an offer",
     );
     holds(
-        &FetchChunksRequest { round: vec![0x11; 4], visit: 2, chunks: vec![0, 1, 300] },
+        &FetchChunksRequest { round: vec![0x11; 4], visit: 2, chunks: vec![3, 300], offset: 300 },
         "0a 04 11 11 11 11      # 1, bytes: round
          10 02                  # 2, number: visit
-         1a 04 00 01 ac 02      # 3, packed numbers: chunks",
-    );
-    holds(
-        &OfferAnswer { answer: Some(Answer::Wanted(Wanted { chunks: vec![0, 1, 300] })) },
-        "0a 06                  # 1, message: wanted
-         0a 04 00 01 ac 02      # 1, packed numbers: chunks",
+         1a 03 03 ac 02         # 3, packed numbers: chunks
+         20 ac 02               # 4, number: offset",
     );
     holds(
         &OfferAnswer { answer: Some(Answer::Held(Held { receipt: b"{}".to_vec() })) },
@@ -101,7 +115,13 @@ fn every_message_keeps_its_bytes() {
          0a 02 7b 7d            # 1, bytes: receipt",
     );
     holds(
-        &Chunk { round: vec![0x11; 4], visit: 2, index: 3, data: vec![0xaa, 0xbb] },
+        &Chunk {
+            round: vec![0x11; 4],
+            visit: 2,
+            index: 3,
+            data: vec![0xaa, 0xbb].into(),
+            offset: 0,
+        },
         "0a 04 11 11 11 11      # 1, bytes: round
          10 02                  # 2, number: visit
          18 03                  # 3, number: index

@@ -128,7 +128,13 @@ impl Hand {
         chunks: Vec<(u32, Vec<u8>)>,
     ) -> Result<Answer, Status> {
         let round = round.as_bytes().to_vec();
-        let chunk = |(index, data)| Chunk { round: round.clone(), visit: 1, index, data };
+        let chunk = |(index, data): (u32, Vec<u8>)| Chunk {
+            round: round.clone(),
+            visit: 1,
+            index,
+            data: data.into(),
+            offset: 0,
+        };
         let chunks: Vec<Chunk> = chunks.into_iter().map(chunk).collect();
         self.call(site).await.send_chunks(tokio_stream::iter(chunks)).await.map(answer)
     }

@@ -98,7 +98,7 @@ async fn a_flipped_byte_is_refused_on_the_wire_and_in_the_store() {
 
     let early = hand.send(usz, round, vec![chunk(table, &bytes, 0)]).await;
     refused(early, Code::FailedPrecondition, &["offer the checkpoint first"]);
-    let everything = Answer::Wanted(Wanted { chunks: (0..=last).collect() });
+    let everything = Answer::Wanted(Wanted { chunks: (0..=last).collect(), offset: 0 });
     assert_eq!(scene.offer(&manifest).await.unwrap(), everything);
 
     let mut bad = chunk(table, &bytes, 1);
@@ -111,7 +111,7 @@ async fn a_flipped_byte_is_refused_on_the_wire_and_in_the_store() {
     refused(usz.verify(&weights).await, Code::NotFound, &["no model"]);
 
     // What was verified is not asked for again; the right bytes are accepted in any order.
-    let rest = Answer::Wanted(Wanted { chunks: (1..=last).collect() });
+    let rest = Answer::Wanted(Wanted { chunks: (1..=last).collect(), offset: 0 });
     assert_eq!(scene.offer(&manifest).await.unwrap(), rest);
     let right = (1..=last).rev().map(|index| chunk(table, &bytes, index)).collect();
     let held = hand.send(usz, round, right).await.unwrap();
@@ -245,7 +245,7 @@ async fn weights_that_are_signed_but_no_model_are_not_kept() {
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     let manifest = scene.hand.manifest(&scene.plan, &bytes);
-    let Answer::Wanted(Wanted { chunks }) = scene.offer(&manifest).await.unwrap() else {
+    let Answer::Wanted(Wanted { chunks, .. }) = scene.offer(&manifest).await.unwrap() else {
         panic!("nothing is held yet")
     };
     let all = chunks.iter().map(|index| chunk(&manifest.weights, &bytes, *index)).collect();
@@ -285,7 +285,7 @@ async fn a_transfer_that_a_crash_broke_off_goes_on_where_it_stopped() {
     let n = u32::try_from(table.chunks.len()).unwrap();
     scene.offer(&manifest).await.unwrap();
     let sent = scene.hand.send(scene.usz(), scene.round, vec![chunk(table, &bytes, 0)]).await;
-    let rest = Answer::Wanted(Wanted { chunks: (1..n).collect() });
+    let rest = Answer::Wanted(Wanted { chunks: (1..n).collect(), offset: 0 });
     assert_eq!(sent.unwrap(), rest);
 
     scene.all.sites[0].kill();
@@ -295,7 +295,7 @@ async fn a_transfer_that_a_crash_broke_off_goes_on_where_it_stopped() {
     // What lies there is verified anew: a byte that changed meanwhile is asked for once more.
     let incoming = scene.usz().home.join("store/incoming").join(table.object.to_string());
     flip(&incoming, 77);
-    let everything = Answer::Wanted(Wanted { chunks: (0..n).collect() });
+    let everything = Answer::Wanted(Wanted { chunks: (0..n).collect(), offset: 0 });
     assert_eq!(scene.offer(&manifest).await.unwrap(), everything);
     let all = (0..n).map(|index| chunk(table, &bytes, index)).collect();
     let sent = scene.hand.send(scene.usz(), scene.round, all).await.unwrap();

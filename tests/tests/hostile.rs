@@ -166,7 +166,8 @@ async fn each_lie_is_refused_with_its_own_reason() {
     let outside = u32::try_from(table.chunks.len()).unwrap();
     refused("no such chunk", hand.send(usz, round, vec![(outside, vec![0])]).await);
     let (index, data) = good;
-    let same = Chunk { round: round.as_bytes().to_vec(), visit: 1, index, data };
+    let same =
+        Chunk { round: round.as_bytes().to_vec(), visit: 1, index, data: data.into(), offset: 0 };
     let mut peer = hand.call(usz).await;
     let endless = tokio_stream::iter(std::iter::repeat(same.clone()));
     refused("endless stream", peer.send_chunks(endless).await);
@@ -174,7 +175,7 @@ async fn each_lie_is_refused_with_its_own_reason() {
     // One that dawdles loses its claim, and what it brought is kept.
     let (dawdle, stream) = tokio::sync::mpsc::channel(1);
     let begun = Instant::now();
-    dawdle.send(Chunk { index: 0, data: chunk(table, &bytes, 0).1, ..same }).await.unwrap();
+    dawdle.send(Chunk { index: 0, data: chunk(table, &bytes, 0).1.into(), ..same }).await.unwrap();
     let drip = tokio_stream::wrappers::ReceiverStream::new(stream);
     refused("slow drip", peer.send_chunks(drip).await);
     assert!(begun.elapsed() < DAWDLE_MAX, "{:?}", begun.elapsed());
@@ -309,7 +310,7 @@ impl Flood<'_> {
                     let (index, mut data) = chunk(&self.manifest.weights, &self.bytes, 0);
                     data.truncate(4096);
                     let round = self.round.as_bytes().to_vec();
-                    let lie = Chunk { round, visit: 1, index, data };
+                    let lie = Chunk { round, visit: 1, index, data: data.into(), offset: 0 };
                     peer.send_chunks(tokio_stream::iter([lie])).await.map(|_| ())
                 }
                 _ => {

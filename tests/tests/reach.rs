@@ -174,7 +174,8 @@ async fn only_what_is_for_the_caller_can_be_fetched() {
     let id = digest(&view.round);
     let round = id.as_bytes().to_vec();
     let having = |number| CollectRequest { having: vec![Having { round: round.clone(), number }] };
-    let fetch = |visit| FetchChunksRequest { round: round.clone(), visit, chunks: vec![0] };
+    let fetch =
+        |visit| FetchChunksRequest { round: round.clone(), visit, chunks: vec![0], offset: 0 };
 
     let mut outsider = third.call(&all.sites[0]).await;
     let refusal = outsider.collect(having(0)).await.unwrap_err();
@@ -296,7 +297,7 @@ async fn a_drip_is_cut_and_others_are_served() {
     assert!(matches!(answer, Some(Answer::Wanted(_))), "{answer:?}");
     let part = |i| {
         let (index, data) = chunk(&manifest.weights, &bytes, i);
-        Chunk { round: round.clone(), visit: 1, index, data }
+        Chunk { round: round.clone(), visit: 1, index, data: data.into(), offset: 0 }
     };
     let (next, chunks) = mpsc::channel(1);
     let sent = tokio::spawn(async move { slow.send_chunks(ReceiverStream::new(chunks)).await });

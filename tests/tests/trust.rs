@@ -72,7 +72,8 @@ async fn a_peer_that_is_revoked_in_mid_transfer_is_cut_off_and_others_are_not() 
         transfer.send_chunks(stream).await
     });
     let (index, data) = chunk(&manifest.weights, &bytes, 0);
-    let chunk = Chunk { round: round.as_bytes().to_vec(), visit: 1, index, data };
+    let chunk =
+        Chunk { round: round.as_bytes().to_vec(), visit: 1, index, data: data.into(), offset: 0 };
     chunks.send(chunk).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!sending.is_finished());

@@ -3,19 +3,19 @@
 
 use super::peer::{BATCH_MAX, Claim, PeerService};
 use super::refused;
-use crate::pace::Held;
+use crate::pace::{CHUNK_PATIENCE, Held};
 use crate::reason::Reason;
 use crate::release::{self, Release};
 use rondo::envelope::Envelope;
-use rondo::ids::{RoundId, SiteId};
+use rondo::ids::{RoundId, SiteId, VisitNo};
 use rondo::round::{Effect, Event, Refusal, SiteState};
 use rondo::transfer::CHUNKS_MAX;
 use rondo_proto::convert::{digest, visit};
-use rondo_proto::peer::{Chunk, Collected, FetchChunksRequest, Having, ReceiptBatch};
+use rondo_proto::peer::{Chunk, Collected, FetchChunksRequest, Having, ReceiptBatch, Wanted};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -147,15 +147,18 @@ impl PeerService {
         let release = tokio::task::spawn_blocking(move || Release::of(&state, &store, id, number))
             .await
             .map_err(|e| Reason::Internal.because(e))?
-            .map_err(|e| {
-                tracing::error!(round = id.short(), visit = number.0, "cannot hand over: {e}");
-                Reason::Damaged.because("the checkpoint cannot be released; its site has to look")
-            })?;
+            .map_err(|e| unreleased(id, number, &e))?;
+        let wanted = Wanted { chunks: request.chunks, offset: request.offset };
+        let (pieces, problem) = release.send(wanted);
         let (out, chunks) = mpsc::channel(1);
         let to = caller.clone();
         tokio::spawn(async move {
             let _claim = claim;
-            match pace.feed(release.chunks(request.chunks), out, Ok).await {
+            let fed = pace.feed(pieces, out.clone(), Ok).await;
+            if let Some(e) = problem.get() {
+                let _ = timeout(CHUNK_PATIENCE, out.send(Err(unreleased(id, number, e)))).await;
+            }
+            match fed {
                 Ok(()) | Err(Held::Closed) => {}
                 Err(e) => {
                     tracing::info!(peer = %to, round = id.short(), visit = number.0, "the transfer ends early: {e}")
@@ -164,4 +167,10 @@ impl PeerService {
         });
         Ok(ReceiverStream::new(chunks))
     }
+}
+
+/// Tells the caller no more than that this site has to look, and this site why.
+fn unreleased(round: RoundId, visit: VisitNo, e: &dyn std::fmt::Display) -> Status {
+    tracing::error!(round = round.short(), visit = visit.0, "cannot hand over: {e}");
+    Reason::Damaged.because("the checkpoint cannot be released; its site has to look")
 }

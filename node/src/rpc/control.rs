@@ -1,6 +1,6 @@
 //! What the site's own operator may ask, over a unix socket that only that user can open.
 
-use super::models::receipt_parts;
+use super::models::{receipt_parts, weights_part};
 use super::refused;
 use crate::audit::Audit;
 use crate::boundary::FileAccess;
@@ -13,7 +13,7 @@ use crate::pace::Paces;
 use crate::reason::{Count, Reason, Refusals};
 use crate::renewal::{self, Renewal, Step};
 use crate::retention;
-use crate::store::Store;
+use crate::store::{self, Store, Stored};
 use crate::trainer::TrainerHub;
 use rondo::audit::What;
 use rondo::envelope::Envelope;
@@ -31,12 +31,16 @@ use rondo_proto::control::{
 };
 use rondo_proto::convert::{hop_view, round_view};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 /// Bytes of weights in one message of an export.
 pub(super) const PART_BYTES: usize = 256 * 1024;
+/// Messages between the disk and the operator.
+const PARTS_AHEAD: usize = 8;
 /// Fewest digits of a digest that name it.
 const PREFIX_MIN: usize = 6;
 /// Progress is shown at most this often.
@@ -158,19 +162,26 @@ impl ControlService {
         Ok((weights, passport))
     }
 
-    fn verify(
+    async fn verify(
         &self,
         weights: Digest,
         passport: &Passport,
-    ) -> Result<(VerifiedPassport, Vec<u8>), Status> {
+    ) -> Result<(VerifiedPassport, Stored), Status> {
         let loss = |e: rondo::passport::Error| {
             let reason = Reason::from_code(e.code()).unwrap_or(Reason::PassportMalformed);
             reason.answer(Code::DataLoss, e)
         };
         let verified = passport.verify(self.daemon.state().roster()).map_err(loss)?;
-        let bytes = self.store.read(weights)?;
-        verified.verify_weights(&bytes).map_err(loss)?;
-        Ok((verified, bytes))
+        let stored = self.store.find(weights)?;
+        let (table, layout) = (verified.last().weights.clone(), verified.layout());
+        let work = spawn_blocking(move || stored.check(&table, &layout).map(|()| stored));
+        let checked = work.await.map_err(|e| Status::internal(e.to_string()))?;
+        let stored = checked.map_err(|e| match e {
+            store::Error::Transfer(e) => loss(rondo::passport::Error::Weights(e)),
+            store::Error::Checkpoint(e) => loss(e.into()),
+            e => e.into(),
+        })?;
+        Ok((verified, stored))
     }
 }
 
@@ -256,8 +267,8 @@ fn one<T>(
 #[tonic::async_trait]
 impl Control for ControlService {
     type WatchRoundStream = ReceiverStream<Result<RoundView, Status>>;
-    type ExportModelStream = tokio_stream::Iter<std::vec::IntoIter<Result<ModelPart, Status>>>;
-    type ExportRoundStream = Self::ExportModelStream;
+    type ExportModelStream = ReceiverStream<Result<ModelPart, Status>>;
+    type ExportRoundStream = tokio_stream::Iter<std::vec::IntoIter<Result<ModelPart, Status>>>;
 
     async fn get_site(&self, _: Request<GetSiteRequest>) -> Result<Response<SiteView>, Status> {
         let state = self.daemon.state();
@@ -449,7 +460,7 @@ impl Control for ControlService {
         request: Request<RoundRequest>,
     ) -> Result<Response<Self::WatchRoundStream>, Status> {
         let id = find_round(&self.daemon.state(), &request.into_inner().round)?;
-        let (out, views) = tokio::sync::mpsc::channel(1);
+        let (out, views) = mpsc::channel(1);
         let service = self.clone();
         tokio::spawn(async move {
             let mut states = service.daemon.states();
@@ -500,7 +511,7 @@ impl Control for ControlService {
         request: Request<ModelRequest>,
     ) -> Result<Response<ModelView>, Status> {
         let (weights, passport) = self.find_model(&request.into_inner().weights)?;
-        let (verified, _) = self.verify(weights, &passport)?;
+        let (verified, _) = self.verify(weights, &passport).await?;
         Ok(Response::new(model_view(weights, &verified)))
     }
 
@@ -510,11 +521,23 @@ impl Control for ControlService {
     ) -> Result<Response<Self::ExportModelStream>, Status> {
         let whom = whom(&request);
         let (weights, passport) = self.find_model(&request.into_inner().weights)?;
-        let (verified, bytes) = self.verify(weights, &passport)?;
+        let (verified, stored) = self.verify(weights, &passport).await?;
         let round = verified.plan().round();
-        let parts = self.export_parts(&passport, round, weights, &bytes)?;
+        let head = self.export_head(&passport, round, weights)?;
         self.audit.operator(whom, What::ModelExported { weights }).await;
-        Ok(Response::new(tokio_stream::iter(parts.into_iter().map(Ok).collect::<Vec<_>>())))
+        let (out, parts) = mpsc::channel(PARTS_AHEAD);
+        spawn_blocking(move || {
+            let weights = (0..stored.bytes())
+                .step_by(PART_BYTES)
+                .map(|start| stored.read(start..start + PART_BYTES as u64).map(weights_part));
+            for part in head.into_iter().map(Ok).chain(weights) {
+                let failed = part.is_err();
+                if out.blocking_send(part.map_err(Status::from)).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(parts)))
     }
 
     async fn import_model(

@@ -3,6 +3,7 @@
 use super::control::{ControlService, PART_BYTES, model_view};
 use super::received_receipt;
 use crate::daemon;
+use crate::store;
 use rondo::envelope::Envelope;
 use rondo::ids::{Digest, RoundId, SiteId};
 use rondo::papers::{Papers, RECEIPTS_MAX_BYTES, read_receipts, receipts_json};
@@ -12,6 +13,7 @@ use rondo::round::{Event, Receipt, ReceiptBody, Refusal, Round, SiteState};
 use rondo::trust::PEERS_MAX;
 use rondo_proto::control::{ModelPart, ModelView, model_part::Part};
 use std::collections::{BTreeMap, VecDeque};
+use tokio::task::spawn_blocking;
 use tonic::{Status, Streaming};
 
 /// What a refusal of papers is to whoever holds them.
@@ -24,6 +26,11 @@ fn part(part: Part) -> ModelPart {
     ModelPart { part: Some(part) }
 }
 
+/// Weights as a message.
+pub(super) fn weights_part(bytes: Vec<u8>) -> ModelPart {
+    part(Part::Weights(bytes))
+}
+
 /// Receipts of `round` as messages.
 pub(super) fn receipt_parts(round: &Round) -> Vec<ModelPart> {
     let json = receipts_json(round.receipts.values().flatten());
@@ -31,13 +38,12 @@ pub(super) fn receipt_parts(round: &Round) -> Vec<ModelPart> {
 }
 
 impl ControlService {
-    /// Everything of a verified model as the messages of an export, signed by this site.
-    pub(super) fn export_parts(
+    /// What precedes the weights of a verified model in the messages of an export, signed by this site.
+    pub(super) fn export_head(
         &self,
         passport: &Passport,
         round: RoundId,
         weights: Digest,
-        bytes: &[u8],
     ) -> Result<Vec<ModelPart>, Status> {
         let state = self.daemon.state();
         let papers = papers(&state, round, passport)?
@@ -47,7 +53,6 @@ impl ControlService {
         parts.extend(papers.receipts.chunks(PART_BYTES).map(|c| part(Part::Receipts(c.to_vec()))));
         parts.extend(papers.cards.into_iter().map(|card| part(Part::Cards(card))));
         parts.push(part(Part::Signature(papers.signature)));
-        parts.extend(bytes.chunks(PART_BYTES).map(|c| part(Part::Weights(c.to_vec()))));
         Ok(parts)
     }
 
@@ -162,12 +167,17 @@ impl ControlService {
         parts: &mut Streaming<ModelPart>,
     ) -> Result<(), Status> {
         let table = verified.last().weights.clone();
-        let stored = self.store.get(table.object);
-        if stored.is_ok_and(|bytes| verified.verify_weights(&bytes).is_ok()) {
-            return Ok(());
-        }
+        let work = {
+            let (store, table, layout) = (self.store.clone(), table.clone(), verified.layout());
+            spawn_blocking(move || {
+                let stored = store.find(table.object);
+                let whole = stored.is_ok_and(|stored| stored.check(&table, &layout).is_ok());
+                if whole { Ok(None) } else { store.receive(table, layout).map(Some) }
+            })
+        };
+        let opened = work.await.map_err(|e| Status::internal(e.to_string()))??;
+        let Some(mut incoming) = opened else { return Ok(()) };
         let damaged = |e| refused(&passport::Error::Weights(e).into());
-        let mut incoming = self.store.receive(table.clone())?;
         let missing = incoming.missing();
         let (mut index, mut held, mut next) = (0_u32, Vec::new(), Some(first));
         while let Some(bytes) = next {
@@ -181,7 +191,7 @@ impl ControlService {
                 let chunk = std::mem::replace(&mut held, rest);
                 table.verify_chunk(u64::from(index), &chunk).map_err(damaged)?;
                 if missing.binary_search(&index).is_ok() {
-                    incoming.accept(index, &chunk)?;
+                    incoming.accept(index, 0, &chunk).map_err(unstored)?;
                 }
                 index += 1;
             }
@@ -202,14 +212,22 @@ impl ControlService {
                 index: index as usize,
             }));
         }
-        let layout = verified.layout();
-        let check = move |bytes: &[u8]| {
-            layout.check(bytes).map_err(|e| refused(&passport::Error::from(e).into()))
-        };
-        tokio::task::spawn_blocking(move || incoming.finish(check))
-            .await
-            .map_err(|e| Status::internal(e.to_string()))??;
-        Ok(())
+        let work = spawn_blocking(move || incoming.finish());
+        let finished = work.await.map_err(|e| Status::internal(e.to_string()))?;
+        match finished.map_err(unstored)? {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Status::data_loss(
+                "what was received before lies damaged on this disk; import the model again",
+            )),
+        }
+    }
+}
+
+/// What kept weights from being stored; what is no model is refused as papers are.
+fn unstored(e: store::Error) -> Status {
+    match e {
+        store::Error::Checkpoint(e) => refused(&passport::Error::from(e).into()),
+        e => e.into(),
     }
 }
 

@@ -3,24 +3,26 @@
 use super::{received_receipt, refused};
 use crate::daemon::{Daemon, unix_now};
 use crate::greeting::Greeter;
-use crate::pace::{Paces, patience};
+use crate::pace::{Paces, Patience};
 use crate::reason::Reason;
-use crate::store::{self, Incoming, Store};
+use crate::store::Store;
 use crate::tls::Caller;
+use crate::transfer::{self, Incoming};
 use rondo::envelope::Envelope;
 use rondo::ids::{RoundId, SiteId, VisitNo};
 use rondo::passport::{self, Passport};
 use rondo::round::{Event, Receipt, ReceiptBody, Refusal};
-use rondo::transfer::CHUNK_MIN_BYTES;
 use rondo_proto::convert::{digest, visit};
 use rondo_proto::peer::peer_server::Peer;
 use rondo_proto::peer::{
     Chunk, CollectRequest, Collected, FetchChunksRequest, GreetRequest, Greeting, Held, Offer,
-    OfferAnswer, ReceiptAcknowledgement, ReceiptBatch, Wanted, offer_answer::Answer,
+    OfferAnswer, ReceiptAcknowledgement, ReceiptBatch, offer_answer::Answer,
 };
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::task::spawn_blocking;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -94,72 +96,60 @@ impl PeerService {
         if let Some(receipt) = received_receipt(round, self.daemon.site(), number, weights) {
             return Ok(Ok(held(&receipt)));
         }
-        let stored = self.store.get(weights);
-        if stored.is_ok_and(|bytes| round.plan.layout().check(&bytes).is_ok()) {
-            let body = ReceiptBody::Received { visit: number, weights };
-            return Ok(Ok(held(&self.daemon.tell(id, body).await?)));
+        let (table, layout) = (manifest.weights.clone(), round.plan.layout());
+        let store = self.store.clone();
+        let work = spawn_blocking(move || {
+            let whole = store.find(weights).is_ok_and(|s| s.check(&table, &layout).is_ok());
+            if whole { Ok(None) } else { store.receive(table, layout).map(Some) }
+        });
+        if let Some(incoming) = work.await.map_err(|e| Status::internal(e.to_string()))?? {
+            return Ok(Err(incoming));
         }
-        Ok(Err(self.store.receive(manifest.weights.clone())?))
+        let body = ReceiptBody::Received { visit: number, weights };
+        Ok(Ok(held(&self.daemon.tell(id, body).await?)))
     }
 
     async fn receive(
         &self,
         id: RoundId,
         number: VisitNo,
-        mut incoming: Incoming,
+        incoming: Incoming,
         first: Chunk,
-        mut chunks: Streaming<Chunk>,
-        chunk_bytes: u64,
+        chunks: Streaming<Chunk>,
     ) -> Result<OfferAnswer, Status> {
-        let mut next = Some(first);
-        while let Some(chunk) = next {
-            incoming.accept(chunk.index, &chunk.data)?;
-            next = in_time(&mut chunks, chunk_bytes).await?;
-        }
-        let missing = incoming.missing();
-        if !missing.is_empty() {
-            return Ok(wanted(missing));
-        }
+        let chunks = tokio_stream::once(Ok(first)).chain(chunks);
+        let incoming = transfer::receive(incoming, chunks).await?;
         self.finish(id, number, incoming).await
     }
 
+    /// Stores what is complete, and says what is still wanted otherwise.
     async fn finish(
         &self,
         id: RoundId,
         number: VisitNo,
         incoming: Incoming,
     ) -> Result<OfferAnswer, Status> {
-        let state = self.daemon.state();
-        let round = state.rounds().get(&id).ok_or_else(|| refused(&Refusal::UnknownRound(id)))?;
-        let layout = round.plan.layout();
-        let check = move |bytes: &[u8]| layout.check(bytes).map_err(Refused::Checkpoint);
-        let weights = tokio::task::spawn_blocking(move || incoming.finish(check))
-            .await
-            .map_err(|e| Reason::Internal.because(e))??;
+        let bytes = incoming.bytes();
+        let work = spawn_blocking(move || incoming.finish());
+        let finished = work.await.map_err(|e| Reason::Internal.because(e))??;
+        let (weights, spent) = match finished {
+            Ok(finished) => finished,
+            Err(incoming) => return Ok(wanted(&incoming)),
+        };
         let body = ReceiptBody::Received { visit: number, weights };
         let receipt = self.daemon.tell(id, body).await?;
-        tracing::info!(round = id.short(), visit = number.0, weights = %weights.short(), "checkpoint received and stored");
+        tracing::info!(
+            round = id.short(),
+            visit = number.0,
+            weights = %weights.short(),
+            bytes,
+            write_s = spent.write.as_secs_f64(),
+            verify_s = spent.verify.as_secs_f64(),
+            whole_s = spent.whole.as_secs_f64(),
+            sync_s = spent.sync.as_secs_f64(),
+            "checkpoint received and stored"
+        );
         Ok(held(&receipt))
-    }
-}
-
-enum Refused {
-    Store(store::Error),
-    Checkpoint(rondo::checkpoint::Error),
-}
-
-impl From<store::Error> for Refused {
-    fn from(e: store::Error) -> Self {
-        Self::Store(e)
-    }
-}
-
-impl From<Refused> for Status {
-    fn from(e: Refused) -> Self {
-        match e {
-            Refused::Store(e) => e.into(),
-            Refused::Checkpoint(e) => passport_refused(&e.into()),
-        }
     }
 }
 
@@ -171,24 +161,12 @@ fn held(receipt: &Envelope) -> OfferAnswer {
     OfferAnswer { answer: Some(Answer::Held(Held { receipt: receipt.to_json() })) }
 }
 
-fn wanted(chunks: Vec<u32>) -> OfferAnswer {
-    OfferAnswer { answer: Some(Answer::Wanted(Wanted { chunks })) }
+fn wanted(incoming: &Incoming) -> OfferAnswer {
+    OfferAnswer { answer: Some(Answer::Wanted(transfer::wanted(incoming))) }
 }
 
 fn envelope(bytes: &[u8]) -> Result<Envelope, Status> {
     Envelope::from_json(bytes).map_err(|e| Reason::Malformed.because(e))
-}
-
-/// The next chunk, unless the flow is dead: a drip is no flow.
-async fn in_time(chunks: &mut Streaming<Chunk>, bytes: u64) -> Result<Option<Chunk>, Status> {
-    let limit = patience(bytes);
-    let late = |_| {
-        Reason::StalledStream.because(format!(
-            "no chunk came within {} s: the transfer is cut, and what arrived is kept",
-            limit.as_secs()
-        ))
-    };
-    tokio::time::timeout(limit, chunks.message()).await.map_err(late)?
 }
 
 /// Checkpoints that somebody works on.
@@ -279,17 +257,14 @@ impl PeerService {
             Err(incoming) if incoming.missing().is_empty() => {
                 self.finish(id, number, incoming).await
             }
-            Err(incoming) => Ok(wanted(incoming.missing())),
+            Err(incoming) => {
+                let (here, bytes) = (incoming.here(), incoming.bytes());
+                if here > 0 {
+                    tracing::info!(peer = %from, round = id.short(), visit = number.0, here, bytes, "transfer goes on where it stopped");
+                }
+                Ok(wanted(&incoming))
+            }
         }
-    }
-
-    /// Length of the longest chunk that `from` may be sending.
-    fn chunk_bytes(&self, from: &SiteId) -> u64 {
-        let state = self.daemon.state();
-        let rounds = state.rounds().values().filter(|r| r.started);
-        let visits = rounds.flat_map(|r| r.visits.iter()).filter_map(|v| v.contribution.as_ref());
-        let theirs = visits.filter(|(manifest, _)| manifest.site == *from);
-        theirs.map(|(manifest, _)| manifest.weights.chunk_bytes).max().unwrap_or(CHUNK_MIN_BYTES)
     }
 
     /// Takes the chunks of a checkpoint that `from` offered.
@@ -301,10 +276,10 @@ impl PeerService {
         from: &SiteId,
         mut chunks: Streaming<Chunk>,
     ) -> Result<OfferAnswer, Status> {
-        let chunk_bytes = self.chunk_bytes(from);
-        let first = in_time(&mut chunks, chunk_bytes).await.inspect_err(|e| {
-            tracing::warn!(peer = %from, "transfer broken off: {}", e.message());
-        })?;
+        let first =
+            transfer::next(&mut Patience::default(), &mut chunks).await.inspect_err(|e| {
+                tracing::warn!(peer = %from, "transfer broken off: {}", e.message());
+            })?;
         let first = first.ok_or_else(|| Reason::Malformed.because("no chunk was sent"))?;
         let (id, number) = (digest("round", &first.round)?, visit(first.visit)?);
         self.may_hand_over(from, id, number)?;
@@ -312,7 +287,7 @@ impl PeerService {
         let answer = match self.answer(id, number).await? {
             Ok(answer) => answer,
             Err(incoming) => {
-                self.receive(id, number, incoming, first, chunks, chunk_bytes).await.inspect_err(|e| {
+                self.receive(id, number, incoming, first, chunks).await.inspect_err(|e| {
                     tracing::warn!(peer = %from, round = id.short(), visit = number.0, "transfer broken off: {}", e.message());
                 })?
             }

@@ -1,8 +1,9 @@
 //! The trainer's side door: tasks out, reports and weights in.
 
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::trainer::{Trained, TrainerHub};
-use rondo::checkpoint::Layout;
+use rondo::checkpoint::{self, Layout};
+use rondo::ids::Hasher;
 use rondo::manifest::{Counts, Validation};
 use rondo::round::StallReason;
 use rondo_proto::convert::{digest, visit};
@@ -11,12 +12,16 @@ use rondo_proto::trainer::{
     CheckpointPart, FailureReason, FetchCheckpointRequest, StoreCheckpointReply, Task, TrainResult,
     TrainerReport, trainer_report::Report,
 };
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Bytes of a checkpoint in one message.
 const PART_BYTES: usize = 256 * 1024;
+/// Messages between the disk and the trainer.
+const PARTS_AHEAD: usize = 8;
 
 /// The trainer service of a site.
 #[derive(Clone)]
@@ -79,8 +84,7 @@ impl TrainerService {
 #[tonic::async_trait]
 impl TrainerLink for TrainerService {
     type AttachStream = ReceiverStream<Result<Task, Status>>;
-    type FetchCheckpointStream =
-        tokio_stream::Iter<std::vec::IntoIter<Result<CheckpointPart, Status>>>;
+    type FetchCheckpointStream = ReceiverStream<Result<CheckpointPart, Status>>;
 
     async fn attach(
         &self,
@@ -96,7 +100,7 @@ impl TrainerLink for TrainerService {
             .attach(hello)
             .ok_or_else(|| Status::already_exists("another trainer is attached to this daemon"))?;
         tracing::info!(training_cases = cases, "trainer attached");
-        let (out, answer) = tokio::sync::mpsc::channel(1);
+        let (out, answer) = mpsc::channel(1);
         let service = self.clone();
         tokio::spawn(async move {
             loop {
@@ -131,10 +135,26 @@ impl TrainerLink for TrainerService {
                 "only the checkpoint of the task may be fetched",
             ));
         }
-        let bytes = self.store.get(wanted)?;
-        let parts: Vec<_> =
-            bytes.chunks(PART_BYTES).map(|c| Ok(CheckpointPart { data: c.to_vec() })).collect();
-        Ok(Response::new(tokio_stream::iter(parts)))
+        let stored = self.store.find(wanted)?;
+        let (out, parts) = mpsc::channel(PARTS_AHEAD);
+        spawn_blocking(move || {
+            let mut hasher = Hasher::default();
+            for start in (0..stored.bytes()).step_by(PART_BYTES) {
+                let part = stored.read(start..start + PART_BYTES as u64);
+                let part = part.map_err(Status::from).inspect(|data| hasher.update(data));
+                let failed = part.is_err();
+                let part = part.map(|data| CheckpointPart { data });
+                if out.blocking_send(part).is_err() || failed {
+                    return;
+                }
+            }
+            let found = hasher.finish();
+            if found != wanted {
+                let damaged = store::Error::Damaged { expected: wanted, found };
+                let _ = out.blocking_send(Err(damaged.into()));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(parts)))
     }
 
     async fn store_checkpoint(
@@ -147,18 +167,41 @@ impl TrainerLink for TrainerService {
             .ok_or_else(|| Status::failed_precondition("no task is under way"))?;
         let layout = Layout::new(&task.recipe.architecture, task.recipe.extras());
         let mut parts = request.into_inner();
-        let mut bytes = Vec::new();
-        while let Some(part) = parts.message().await? {
-            if (bytes.len() + part.data.len()) as u64 > layout.len() {
-                return Err(Status::invalid_argument(
-                    "the checkpoint is too long for its architecture",
-                ));
-            }
-            bytes.extend_from_slice(&part.data);
-        }
-        layout.check(&bytes).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let (pieces, mut inbox) = mpsc::channel::<Vec<u8>>(PARTS_AHEAD);
         let store = self.store.clone();
-        let stored = tokio::task::spawn_blocking(move || store.put(&bytes))
+        let work = spawn_blocking(move || {
+            let mut upload = store.begin()?;
+            let (mut at, mut rest) = (0, Vec::new());
+            while let Some(piece) = inbox.blocking_recv() {
+                rest.extend_from_slice(&piece);
+                // Whole numbers are checked; a part of one waits for the rest of it.
+                let tail = rest.split_off(rest.len() / 4 * 4);
+                layout.check_piece(at, &rest)?;
+                upload.write(&rest)?;
+                at += rest.len() as u64;
+                rest = tail;
+            }
+            let (expected, found) = (layout.len(), at + rest.len() as u64);
+            if found != expected {
+                return Err(checkpoint::Error::Length { expected, found }.into());
+            }
+            Ok::<_, store::Error>(upload)
+        });
+        let ended = async {
+            while let Some(part) = parts.message().await? {
+                if pieces.send(part.data).await.is_err() {
+                    break;
+                }
+            }
+            Ok::<_, Status>(())
+        };
+        let ended = ended.await;
+        drop(pieces);
+        let upload = work.await.map_err(|e| Status::internal(e.to_string()))?;
+        // An upload that broke off is short; how it broke says more.
+        ended?;
+        let upload = upload?;
+        let stored = spawn_blocking(move || upload.finish())
             .await
             .map_err(|e| Status::internal(e.to_string()))??;
         Ok(Response::new(StoreCheckpointReply { digest: stored.as_bytes().to_vec() }))

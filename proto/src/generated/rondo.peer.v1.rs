@@ -76,6 +76,9 @@ pub mod offer_answer {
 pub struct Wanted {
     #[prost(uint32, repeated, tag = "1")]
     pub chunks: ::prost::alloc::vec::Vec<u32>,
+    /// Bytes of the first of them that are here already, though not verified yet.
+    #[prost(uint32, tag = "2")]
+    pub offset: u32,
 }
 /// The checkpoint is verified and stored durably; the receiver's signed receipt says so.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -92,8 +95,11 @@ pub struct Chunk {
     pub visit: u32,
     #[prost(uint32, tag = "3")]
     pub index: u32,
-    #[prost(bytes = "vec", tag = "4")]
-    pub data: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub data: ::prost::bytes::Bytes,
+    /// Where in the chunk the data belong; a chunk comes whole or in pieces, one after the other.
+    #[prost(uint32, tag = "5")]
+    pub offset: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CollectRequest {
@@ -124,6 +130,9 @@ pub struct FetchChunksRequest {
     pub visit: u32,
     #[prost(uint32, repeated, tag = "3")]
     pub chunks: ::prost::alloc::vec::Vec<u32>,
+    /// As in Wanted.
+    #[prost(uint32, tag = "4")]
+    pub offset: u32,
 }
 /// Generated client implementations.
 pub mod peer_client {

@@ -51,7 +51,7 @@ fn messages() -> Vec<Vec<u8>> {
     let batch = peer::ReceiptBatch { round: round.clone(), receipts: vec![receipt.clone()] };
     let offer = peer::Offer { round: round.clone(), visit: 1, passport: PASSPORT.to_vec() };
     let held = peer::offer_answer::Answer::Held(peer::Held { receipt });
-    let chunk = peer::Chunk { round: round.clone(), visit: 1, index: 0, data: vec![1; 100] };
+    let chunk = peer::Chunk { round: round.clone(), visit: 1, index: 0, data: vec![1; 100].into(), offset: 0 };
     let recipe = Some(trainer::Recipe::from(&Recipe::preset(all.plan.recipe.preset)));
     let task = trainer::TrainTask { round, visit: 1, seed: 1, recipe, received: Vec::new() };
     let task = trainer::Task { task: Some(trainer::task::Task::Train(task)) };
