@@ -311,7 +311,13 @@ mod tests {
         let digest = Digest::of(b"a plan");
         let round = digest.as_bytes().to_vec();
         let offer = Offer { round: round.clone(), visit: 1, passport: vec![1; 9] };
-        let chunk = Chunk { round: round.clone(), visit: 1, index: 0, data: vec![2; 500] };
+        let chunk = Chunk {
+            round: round.clone(),
+            visit: 1,
+            index: 0,
+            data: vec![2; 500].into(),
+            offset: 0,
+        };
         let batch = ReceiptBatch { round, receipts: vec![vec![3; 4]] };
         for bytes in [framed(&offer), framed(&chunk), framed(&batch)] {
             for step in [1, 6, 38, bytes.len()] {
