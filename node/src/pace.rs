@@ -415,9 +415,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_drip_uses_up_patience_and_a_flow_does_not() {
-        let moment = Duration::from_millis(30);
-        let step = || tokio::time::sleep(moment);
-        let mut flow = Patience { left: 2 * moment, moved: 0 };
+        let step = || tokio::time::sleep(Duration::from_millis(250));
+        let mut flow = Patience { left: Duration::from_millis(400), moved: 0 };
         assert_eq!(flow.wait(step()).await, Ok(()));
         flow.moved(64);
         assert_eq!(flow.wait(step()).await, Err(patience(FLOW_BYTES)), "a drip");

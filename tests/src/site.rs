@@ -166,7 +166,7 @@ impl Site {
     /// `kill -9` of the daemon alone; its trainer has to notice by itself.
     pub fn kill(&mut self) {
         // What its trainer says when it finds out.
-        self.expect_error("error: waiting for tasks");
+        self.expect_error("error: the daemon is gone");
         let mut child = self.child.take().expect("it runs");
         child.kill().unwrap();
         child.wait().unwrap();

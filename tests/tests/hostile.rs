@@ -41,9 +41,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 const DAWDLE_MAX: Duration = Duration::from_secs(90);
 
 /// What a lie is refused with: how it is seen from outside, in one place.
-const REASONS: [(&str, Reason, &str); 13] = [
+const REASONS: [(&str, Reason, &str); 14] = [
     ("wrong chunk", Reason::ChunkDigest, "chunk 1 of checkpoint"),
     ("wrong length", Reason::ChunkLength, "chunk 1"),
+    ("unfinished chunk", Reason::ChunkUnasked, "does not follow"),
     ("no such chunk", Reason::ChunkUnasked, "does not exist"),
     ("endless stream", Reason::ChunkUnasked, "was not asked for"),
     ("slow drip", Reason::StalledStream, "no chunk came"),
@@ -157,12 +158,13 @@ async fn each_lie_is_refused_with_its_own_reason() {
     let mut bad = good.clone();
     bad.1[77] ^= 4;
     refused("wrong chunk", hand.send(usz, round, vec![bad]).await);
-    let mut short = good.clone();
-    short.1.pop();
-    refused("wrong length", hand.send(usz, round, vec![short]).await);
     let mut long = good.clone();
     long.1.push(0);
     refused("wrong length", hand.send(usz, round, vec![long]).await);
+    let mut short = good.clone();
+    short.1.pop();
+    let next = chunk(table, &bytes, 2);
+    refused("unfinished chunk", hand.send(usz, round, vec![short, next]).await);
     let outside = u32::try_from(table.chunks.len()).unwrap();
     refused("no such chunk", hand.send(usz, round, vec![(outside, vec![0])]).await);
     let (index, data) = good;
@@ -308,7 +310,7 @@ impl Flood<'_> {
                 1 => peer.offer_checkpoint(offer(self.round, foreign.clone())).await.map(|_| ()),
                 2 => {
                     let (index, mut data) = chunk(&self.manifest.weights, &self.bytes, 0);
-                    data.truncate(4096);
+                    data.push(0);
                     let round = self.round.as_bytes().to_vec();
                     let lie = Chunk { round, visit: 1, index, data: data.into(), offset: 0 };
                     peer.send_chunks(tokio_stream::iter([lie])).await.map(|_| ())

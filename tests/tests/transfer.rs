@@ -116,6 +116,9 @@ async fn a_hundred_kills_in_one_transfer_send_nothing_twice_that_was_on_disk() {
     let inner = free_address();
     let outer = receiver.listen.to_string();
     receiver.configure(|text| text.replace(&outer, &inner.to_string()));
+    // The link is the only way, so the receiver does not fetch.
+    receiver
+        .configure(|text| format!("{text}\n[[peers]]\nsite = \"uker\"\ndirection = \"push\"\n"));
     let carried = Arc::new(AtomicU64::new(0));
     let cut = Arc::new(Notify::new());
     let proxy = tokio::spawn(link(receiver.listen, inner, carried.clone(), cut.clone()));

@@ -189,19 +189,22 @@ impl Incoming {
             return Err(Error::Repeated(index));
         }
         let range = self.receiving.table().range(u64::from(index))?;
-        if offset == 0 {
+        // What was begun is finished first, or a stream could go on for ever.
+        if offset == 0 && (self.open.found || self.open.data.is_empty()) {
             self.open.index = index;
             self.open.found = false;
             self.open.data.clear();
         }
-        let length = usize::try_from(range.end - range.start).unwrap_or_default();
+        let expected = range.end - range.start;
+        let length = usize::try_from(expected).unwrap_or_default();
         let (here, given) = (self.open.data.len(), usize::try_from(offset).unwrap_or(usize::MAX));
         if self.open.index != index || here != given || data.is_empty() {
             return Err(Error::Gap(index));
         }
         if here + data.len() > length {
-            let (checkpoint, index) = (self.receiving.table().object, index as usize);
-            return Err(transfer::Error::Chunk { checkpoint, index }.into());
+            let (checkpoint, index) = (self.receiving.table().object, u64::from(index));
+            let found = (here + data.len()) as u64;
+            return Err(transfer::Error::Length { checkpoint, index, expected, found }.into());
         }
         let begun = Instant::now();
         let at = range.start + u64::from(offset);
@@ -461,7 +464,11 @@ mod tests {
         assert!(matches!(incoming.accept(1, 1000, &first[1000..]), Err(Error::Gap(1))));
         assert!(matches!(incoming.accept(0, 1000, &[]), Err(Error::Gap(0))));
         let long = [&first[1000..], &[0]].concat();
-        assert!(matches!(incoming.accept(0, 1000, &long), Err(Error::Transfer(_))));
+        let refused = incoming.accept(0, 1000, &long);
+        assert!(matches!(refused, Err(Error::Transfer(transfer::Error::Length { .. }))));
+        for begun_anew in [0, 1] {
+            assert!(matches!(incoming.accept(begun_anew, 0, &first[..9]), Err(Error::Gap(_))));
+        }
         assert_eq!(incoming.offset(), 1000);
         drop(incoming);
 

@@ -110,7 +110,7 @@ async fn a_round_goes_its_way_by_files_alone() {
     usz.import_model(&one);
     usz.import_model(&again);
     let second = usz.contributed(&round, 2).await;
-    assert_eq!(usz.started_from(), [first.clone()]);
+    assert_eq!(usz.started_from(), std::slice::from_ref(&first));
     let two = file("two.rondo");
     usz.export_model(&second, &two);
     uker.import_model(&two);
