@@ -10,6 +10,10 @@ pub const RLE: &str = "1.2.840.10008.1.2.5";
 pub const JPEG: &str = "1.2.840.10008.1.2.4.50";
 /// JPEG lossless, first order (PS3.5 A.4.1).
 pub const JPEG_LOSSLESS: &str = "1.2.840.10008.1.2.4.70";
+/// JPEG-LS lossless (PS3.5 A.4.3).
+pub const JPEG_LS: &str = "1.2.840.10008.1.2.4.80";
+/// JPEG XL lossless.
+pub const JPEG_XL: &str = "1.2.840.10008.1.2.4.110";
 /// JPEG 2000 lossless (PS3.5 A.4.4).
 pub const JPEG_2000: &str = "1.2.840.10008.1.2.4.90";
 const MR: &str = "1.2.840.10008.5.1.4.1.1.4";

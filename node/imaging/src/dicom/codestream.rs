@@ -15,6 +15,8 @@ use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
 use dicom_transfer_syntax_registry::{TransferSyntaxIndex, TransferSyntaxRegistry};
 use flate2::read::DeflateDecoder;
 use hayro_jpeg2000::{DecodeSettings, DecoderContext, Image};
+use jxl_oxide::image::BitDepth;
+use jxl_oxide::{AllocTracker, JxlImage, JxlThreadPool};
 
 use super::Cause;
 use super::header::PixelFormat;
@@ -29,6 +31,9 @@ const MAX_LEVELS: u8 = 12;
 const SSIZ: usize = 42;
 /// Exponent of the smallest precinct; each takes some 300 bytes in a decoder.
 const MIN_PRECINCT: u8 = 4;
+/// What the JPEG XL decoder may reserve: its buffers for each voxel, and tables of its own.
+const XL_VOXEL_BYTES: usize = 40;
+const XL_TABLE_BYTES: usize = 16 << 20;
 
 /// A compression that can be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +43,9 @@ pub(super) enum Compression {
     Deflate,
     Rle,
     Jpeg,
+    JpegLs,
     Jpeg2000,
+    JpegXl,
 }
 
 impl Compression {
@@ -51,7 +58,9 @@ impl Compression {
             | uids::JPEG_EXTENDED12_BIT
             | uids::JPEG_LOSSLESS
             | uids::JPEG_LOSSLESS_SV1 => Self::Jpeg,
+            uids::JPEGLS_LOSSLESS | uids::JPEGLS_NEAR_LOSSLESS => Self::JpegLs,
             uids::JPEG2000_LOSSLESS | uids::JPEG2000 => Self::Jpeg2000,
+            uids::JPEGXL_LOSSLESS | uids::JPEGXLJPEG_RECOMPRESSION | uids::JPEGXL => Self::JpegXl,
             _ => return None,
         })
     }
@@ -74,17 +83,24 @@ pub(super) fn decode(
         Compression::Deflate => return Ok((inflate(&bytes, format)?, format.bits_allocated)),
         Compression::Rle => return Ok((rle(&bytes, format)?, format.bits_allocated)),
         Compression::Jpeg => jpeg(&bytes, format)?,
+        Compression::JpegLs => {
+            jpeg_ls(&bytes, format)?;
+            16
+        }
         Compression::Jpeg2000 => {
             jpeg2000(&bytes, format)?;
             16
         }
+        Compression::JpegXl => 16,
     };
     let decoded = catch_unwind(AssertUnwindSafe(|| match compression {
-        Compression::Jpeg2000 => wavelets(&bytes, format),
-        _ => by_library(syntax, bytes, bits, format),
+        Compression::JpegLs => predicted(&bytes, format).map_err(Cause::Codestream),
+        Compression::Jpeg2000 => wavelets(&bytes, format).map_err(Cause::Codestream),
+        Compression::JpegXl => jpeg_xl(&bytes, format),
+        _ => by_library(syntax, bytes, bits, format).map_err(Cause::Codestream),
     }));
-    let decoded = decoded.unwrap_or_else(|_| Err("the decoder failed on it".into()));
-    decoded.map(|bytes| (bytes, bits)).map_err(Cause::Codestream)
+    let failed = |_| Err(Cause::Codestream("the decoder failed on it".into()));
+    decoded.unwrap_or_else(failed).map(|bytes| (bytes, bits))
 }
 
 fn by_library(
@@ -137,6 +153,48 @@ fn wavelets(bytes: &[u8], format: &PixelFormat) -> Result<Vec<u8>, String> {
     let offset = if size & 0x80 == 0 { 0 } else { 1i32 << (component.bit_depth() - 1) };
     let value = |sample: &f32| ((sample.round() as i32).clamp(0, most) - offset) as u16;
     Ok(component.samples().iter().flat_map(|s| value(s).to_le_bytes()).collect())
+}
+
+/// JPEG-LS to 16-bit samples.
+fn predicted(bytes: &[u8], format: &PixelFormat) -> Result<Vec<u8>, String> {
+    let (columns, rows) = (format.columns as u32, format.rows as u32);
+    let (samples, ..) = jpegls::decode(bytes, columns, rows).map_err(|e| e.to_string())?;
+    Ok(samples.iter().flat_map(|s| s.to_le_bytes()).collect())
+}
+
+/// JPEG XL to 16-bit samples. Its decoder counts what it reserves, and gives whole numbers as
+/// fractions of the largest one.
+fn jpeg_xl(bytes: &[u8], format: &PixelFormat) -> Result<Vec<u8>, Cause> {
+    let bad = |why: &str| Cause::Codestream(why.into());
+    let failed = |e: Box<dyn std::error::Error + Send + Sync>| Cause::Codestream(e.to_string());
+    let voxels = format.rows * format.columns;
+    let limit = AllocTracker::with_limit(XL_TABLE_BYTES + XL_VOXEL_BYTES * voxels);
+    let image = JxlImage::builder().pool(JxlThreadPool::none()).alloc_tracker(limit);
+    let image = image.read(bytes).map_err(failed)?;
+    let (rows, columns) = (image.height() as usize, image.width() as usize);
+    if (rows, columns) != (format.rows, format.columns) {
+        return Err(other_size(rows, columns));
+    }
+    if image.pixel_format().channels() != 1 || !image.pixel_format().is_grayscale() {
+        return Err(Cause::Colour);
+    }
+    let BitDepth::IntegerSample { bits_per_sample: bits @ 1..=16 } =
+        image.image_header().metadata.bit_depth
+    else {
+        return Err(bad("its JPEG XL samples are not whole numbers of at most 16 bits"));
+    };
+    if image.num_loaded_keyframes() != 1 || !image.is_loading_done() {
+        return Err(bad("its JPEG XL stream is cut short or has several pictures"));
+    }
+    let most = ((1u32 << bits) - 1) as f32;
+    let render = image.render_frame(0).map_err(failed)?;
+    let planes = render.image_planar();
+    let [plane] = &planes[..] else { return Err(Cause::Colour) };
+    if plane.buf().len() != voxels {
+        return Err(bad("its samples are not those of the image"));
+    }
+    let value = |sample: &f32| (sample * most).round().clamp(0.0, most) as u16;
+    Ok(plane.buf().iter().flat_map(|s| value(s).to_le_bytes()).collect())
 }
 
 fn inflate(bytes: &[u8], format: &PixelFormat) -> Result<Vec<u8>, Cause> {
@@ -241,6 +299,31 @@ fn jpeg(bytes: &[u8], format: &PixelFormat) -> Result<u32, Cause> {
         }
     }
     bits.ok_or_else(cut)
+}
+
+/// Looks for the frame header of a JPEG-LS stream (ITU-T T.87 annex C).
+fn jpeg_ls(bytes: &[u8], format: &PixelFormat) -> Result<(), Cause> {
+    let bad = |why: &str| Cause::Codestream(why.into());
+    let cut = || bad("its JPEG-LS stream is damaged or cut short");
+    if bytes.get(..2) != Some(&[0xFF, 0xD8]) {
+        return Err(bad("its fragments hold no JPEG-LS stream"));
+    }
+    let mut at = 2;
+    while be16(bytes, at).ok_or_else(cut)? != 0xFFF7 {
+        if bytes.get(at) != Some(&0xFF) || bytes.get(at + 1) == Some(&0xDA) {
+            return Err(cut());
+        }
+        at += 2 + be16(bytes, at + 2).ok_or_else(cut)? as usize;
+    }
+    let [rows, columns] = [5, 7].map(|offset| be16(bytes, at + offset));
+    let (rows, columns) = (rows.ok_or_else(cut)? as usize, columns.ok_or_else(cut)? as usize);
+    if (rows, columns) != (format.rows, format.columns) {
+        return Err(other_size(rows, columns));
+    }
+    if bytes.get(at + 9) != Some(&1) {
+        return Err(Cause::Colour);
+    }
+    Ok(())
 }
 
 /// Walks a JPEG 2000 codestream (ITU-T T.800 annex A) to its end.

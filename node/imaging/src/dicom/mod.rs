@@ -6,8 +6,8 @@
 //! its series is known is an error, because it could be a slice.
 //!
 //! Read are single-frame MR objects and Enhanced MR objects with functional groups; 8, 16 and 32 bit
-//! samples, in every uncompressed transfer syntax, deflated, RLE, JPEG baseline and lossless, and
-//! JPEG 2000. Grids are kept as they are, oblique or sheared: the affine is computed from the first
+//! samples, in every uncompressed transfer syntax, deflated, RLE, JPEG baseline and lossless, JPEG-LS,
+//! JPEG 2000 and JPEG XL. Grids are kept as they are, oblique or sheared: the affine is computed from the first
 //! and the last position and never made orthogonal.
 //!
 //! [`rtstruct`] reads contours drawn on a series as a label; it and [`segmentation`] write a prediction
@@ -176,7 +176,7 @@ pub enum Cause {
     PixelLength { expected: u64, found: u64 },
     /// No decoder.
     #[error(
-        "there is no decoder for its transfer syntax {uid} ({name}); decompress the series first, for example with gdcmconv --raw or dcmdjpls"
+        "there is no decoder for its transfer syntax {uid} ({name}); decompress the series first, for example with gdcmconv --raw"
     )]
     Syntax { uid: String, name: &'static str },
     /// JPEG of 12 bits.

@@ -9,7 +9,8 @@ use rondo_imaging::dicom::composite::{Description, Grouping};
 use rondo_imaging::dicom::{rtstruct, segmentation};
 use rondo_imaging::lesion::Connectivity;
 use rondo_imaging_fuzz::dicom_files::{
-    EXPLICIT, IMPLICIT, JPEG, JPEG_2000, JPEG_LOSSLESS, RLE, compressed, enhanced, slice,
+    EXPLICIT, IMPLICIT, JPEG, JPEG_2000, JPEG_LOSSLESS, JPEG_LS, JPEG_XL, RLE, compressed,
+    enhanced, slice,
 };
 use rondo_imaging_fuzz::{REGION, Scratch, joined, series};
 
@@ -150,6 +151,8 @@ fn dicom(folder: &Path) -> Made {
             12,
             include_bytes!("../../../tests/data/dicom/ramp12-lossless.jpg"),
         ),
+        ("jpeg-ls", JPEG_LS, 12, include_bytes!("../../../tests/data/dicom/ramp12.jls")),
+        ("jpeg-xl", JPEG_XL, 12, include_bytes!("../../../tests/data/dicom/ramp12.jxl")),
         ("jpeg-2000", JPEG_2000, 12, include_bytes!("../../../tests/data/dicom/ramp12.j2k")),
     ] {
         let slices: Vec<_> = [0, 1].map(|n| compressed(n, syntax, bits, frame)).to_vec();

@@ -1,8 +1,8 @@
 //! Compressed transfer syntaxes: decoded where there is a decoder, else named.
 //!
 //! `ramp*.j*`: 16 columns and 12 rows of `(37 i + 101 j) mod 4096` in 12 bits (lossless) and of
-//! `(8 i + 4 j) mod 256` in 8 bits (baseline), made with Pillow and, for lossless JPEG, a few lines
-//! after ITU-T T.81 annex H.
+//! `(8 i + 4 j) mod 256` in 8 bits (baseline), made with Pillow, imagecodecs (CharLS for JPEG-LS,
+//! libjxl for JPEG XL) and, for lossless JPEG, a few lines after ITU-T T.81 annex H.
 
 use std::io::Write;
 
@@ -13,6 +13,8 @@ use flate2::write::DeflateEncoder;
 use super::*;
 
 const JPEG_2000: &[u8] = include_bytes!("../../../tests/data/dicom/ramp12.j2k");
+const JPEG_LS: &[u8] = include_bytes!("../../../tests/data/dicom/ramp12.jls");
+const JPEG_XL: &[u8] = include_bytes!("../../../tests/data/dicom/ramp12.jxl");
 const LOSSLESS: &[u8] = include_bytes!("../../../tests/data/dicom/ramp12-lossless.jpg");
 const BASELINE: &[u8] = include_bytes!("../../../tests/data/dicom/ramp8.jpg");
 
@@ -76,13 +78,17 @@ fn deflated() -> Vec<u8> {
     even(&encoder.finish().unwrap())
 }
 
-fn lossless() -> [(&'static str, Vec<u8>); 7] {
+fn lossless() -> [(&'static str, Vec<u8>); 11] {
     [
         (uids::RLE_LOSSLESS, rle()),
         (uids::JPEG_LOSSLESS_SV1, even(LOSSLESS)),
         (uids::JPEG_LOSSLESS, even(LOSSLESS)),
         (uids::JPEG2000_LOSSLESS, even(JPEG_2000)),
         (uids::JPEG2000, even(JPEG_2000)),
+        (uids::JPEGLS_LOSSLESS, even(JPEG_LS)),
+        (uids::JPEGLS_NEAR_LOSSLESS, even(JPEG_LS)),
+        (uids::JPEGXL_LOSSLESS, even(JPEG_XL)),
+        (uids::JPEGXL, even(JPEG_XL)),
         (uids::ENCAPSULATED_UNCOMPRESSED_EXPLICIT_VR_LITTLE_ENDIAN, native()),
         (uids::DEFLATED_IMAGE_FRAME_COMPRESSION, deflated()),
     ]
@@ -175,7 +181,6 @@ fn frames_of_compressed_multi_frame_objects_are_found() {
 #[test]
 fn what_has_no_decoder_is_named_with_what_to_do() {
     for (syntax, name) in [
-        (uids::JPEGLS_LOSSLESS, "JPEG-LS"),
         (uids::HTJ2K, "High-Throughput JPEG 2000"),
         (uids::HEVCMP51, "HEVC"),
         ("1.2.840.113619.5.2", "unknown"),
@@ -202,11 +207,13 @@ fn with_syntax(bytes: &[u8], syntax: &str) -> Vec<u8> {
     [&bytes[..at], &element, &bytes[at + old..]].concat()
 }
 
-fn streams() -> [(&'static str, u16, Vec<u8>); 4] {
+fn streams() -> [(&'static str, u16, Vec<u8>); 6] {
     [
         (uids::JPEG_LOSSLESS_SV1, 12, LOSSLESS.to_vec()),
         (uids::JPEG_BASELINE8_BIT, 8, BASELINE.to_vec()),
         (uids::JPEG2000, 12, JPEG_2000.to_vec()),
+        (uids::JPEGLS_LOSSLESS, 12, JPEG_LS.to_vec()),
+        (uids::JPEGXL, 12, JPEG_XL.to_vec()),
         (uids::RLE_LOSSLESS, 12, rle()),
     ]
 }
