@@ -134,6 +134,14 @@ pub enum What {
         /// Its id.
         site: SiteId,
     },
+    /// This site's own card or keys were renewed.
+    SiteRenewed {
+        /// Fingerprint of the card in force.
+        fingerprint: String,
+        /// Fingerprint of the announced keys.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next_fingerprint: Option<String>,
+    },
     /// A plan was proposed.
     RoundProposed {
         /// The round.

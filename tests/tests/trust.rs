@@ -196,6 +196,10 @@ async fn keys_are_renewed_with_overlap_while_a_round_is_open() {
     assert_eq!(card.former.len(), 1);
     for site in &mut all.sites {
         site.stop();
+        let mut log = Command::new(programs::node());
+        let log = log.args(["audit", "export", "--home"]).arg(&site.home).output().unwrap();
+        let noted = String::from_utf8(log.stdout).unwrap().matches("\"site-renewed\"").count();
+        assert_eq!(noted, if site.name == "usz" { 2 } else { 0 }, "announced and changed over");
         let (state, ..) = history::replay(&site.home);
         assert_eq!(state.roster().trusted(&card.site), Ok(&card), "{}", site.name);
         site.start();

@@ -371,6 +371,7 @@ impl Control for ControlService {
         &self,
         request: Request<RenewSiteRequest>,
     ) -> Result<Response<RenewalView>, Status> {
+        let whom = whom(&request);
         let request = request.into_inner();
         let days = if request.valid_days == 0 { VALID_DAYS } else { request.valid_days };
         if days > VALID_DAYS_MAX {
@@ -389,10 +390,17 @@ impl Control for ControlService {
             renewal::Error::Journal(e) => e.into(),
             e => Status::failed_precondition(e.to_string()),
         })?;
+        let fingerprint = renewed.own.fingerprint();
+        let next_fingerprint = renewed.own.next_fingerprint();
+        let what = What::SiteRenewed {
+            fingerprint: fingerprint.clone(),
+            next_fingerprint: next_fingerprint.clone(),
+        };
+        self.audit.operator(whom, what).await;
         Ok(Response::new(RenewalView {
             site: renewed.own.site.to_string(),
-            fingerprint: renewed.own.fingerprint(),
-            next_fingerprint: renewed.own.next_fingerprint().unwrap_or_default(),
+            fingerprint,
+            next_fingerprint: next_fingerprint.unwrap_or_default(),
             valid_until: renewed.own.valid_until,
             waiting_for: self.renewal.waiting_for().iter().map(ToString::to_string).collect(),
             card: renewed.card.to_json(),
