@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python check build bench bench-learning bench-imaging bench-transfer clean-demo libtorch libtorch-cpu libtorch-cuda fmt clippy doc deny advisories unused provision-test fuzz
+.PHONY: help demo test test-python check build bench bench-learning bench-imaging bench-transfer bench-round clean-demo libtorch libtorch-cpu libtorch-cuda fmt clippy doc deny advisories unused provision-test fuzz
 
 # Cargo has every core already, and what is timed must be alone.
 .NOTPARALLEL:
@@ -82,7 +82,7 @@ provision-test:
 	cd deploy/libtorch && $(PYTHON) -B -m unittest
 
 # What is compared with is for the comparison only: nothing that is built or tested needs it.
-bench: build bench-learning bench-imaging bench-transfer ## How fast this machine trains, segments, reads, corrects, judges and transfers, in turns with public tools
+bench: build bench-learning bench-imaging bench-transfer bench-round ## How fast this machine trains, segments, reads, corrects, judges, transfers and goes round, in turns with public tools
 
 bench-learning: build
 	@if ! $(BENCH_VENV)/bin/python -c 'import torch; assert torch.__version__.startswith("2.9.0")' 2>/dev/null; then \
@@ -112,6 +112,10 @@ bench-imaging: ## Only its part about images: N4, evaluation, DICOM, preprocessi
 bench-transfer: ## Only its part about transfer: 1 GiB between two daemons, in turns with bare TLS (BENCH='--size 64MiB --json')
 	cargo build --locked --quiet --release -p rondo-node
 	@$(TARGET_DIR)/release/rondo-node bench transfer $(BENCH)
+
+bench-round: ## Only its part about rounds: 3 sites x 4 cycles of 2.6 MB without training (BENCH='--repeats 10 --json')
+	cargo build --locked --quiet --release -p rondo-node
+	@$(TARGET_DIR)/release/rondo-node bench round $(BENCH)
 
 # Bounds: node/imaging/fuzz/README.md and proto/fuzz/README.md. The folder of the sources has a compiler
 # of its own in rust-toolchain.toml, so the nightly one is named.

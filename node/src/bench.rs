@@ -1,19 +1,23 @@
-//! How fast a checkpoint goes from one daemon to another, in turns with the same bytes over bare TLS.
+//! How fast a checkpoint goes from one daemon to another, in turns with the same bytes over bare TLS;
+//! and in [`mod@round`] what a whole round costs beside its training.
 //!
-//! Both daemons are real: child processes of this program with homes, keys, cards, a plan and a round.
-//! The bench is their operator, and the trainer of the first.
+//! The daemons are real: child processes of this program with homes, keys, cards, a plan and a round.
+//! The bench is their operator and their trainer.
 
 mod bare;
+mod round;
 mod site;
 
 pub(crate) use bare::bare;
+pub(crate) use round::round;
 
 use crate::cli::BenchTransfer;
 use anyhow::{Context as _, bail};
 use rondo::checkpoint::{Extras, Layout};
 use rondo::recipe::Architecture;
+use rondo_proto::control::RoundPhase;
 use serde_json::json;
-use site::Site;
+use site::{Site, Visits};
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -49,11 +53,12 @@ impl Model {
         all.min_by_key(|model| model.layout.len().abs_diff(size))
     }
 
-    fn plan(&self, number: u32) -> String {
+    fn plan(&self, number: u32, sites: &[&str], cycles: u32) -> String {
         let (w, carry) = (self.width, if self.carry { "carry" } else { "reset" });
+        let topology = if cycles == 1 { "swt" } else { "cwt" };
         format!(
-            "name = \"bench {number}\"\ntopology = \"swt\"\nsites = [\"a\", \"b\"]\nseed = {number}\n\
-             [recipe]\nmethod = \"tl\"\nwidths = [{w}, {w}, {w}, {w}]\n\
+            "name = \"bench {number}\"\ntopology = \"{topology}\"\nsites = {sites:?}\n\
+             cycles = {cycles}\nseed = {number}\n[recipe]\nmethod = \"tl\"\nwidths = [{w}, {w}, {w}, {w}]\n\
              optimizer_on_arrival = \"{carry}\"\n"
         )
     }
@@ -141,11 +146,13 @@ pub(crate) fn transfer(options: &BenchTransfer) -> anyhow::Result<()> {
             busy.join(", ")
         )
     };
-    #[allow(clippy::print_stdout, reason = "the answer of a command")]
-    {
-        println!("{text}");
-    }
+    answer(&text);
     Ok(())
+}
+
+#[allow(clippy::print_stdout, reason = "the answer of a command")]
+fn answer(text: &str) {
+    println!("{text}");
 }
 
 type Measured = Vec<(f64, HandOver, f64)>;
@@ -161,13 +168,14 @@ async fn measure(
     let mut b = Site::start(folder, "b").await?;
     a.trust(&b).await?;
     b.trust(&a).await?;
-    a.attach_trainer(model.layout.clone()).await?;
+    a.attach_trainer(model.layout.clone(), Visits::default()).await?;
     let mut measured = Vec::new();
     for number in 1..=repeats {
         let bare = bare::pump(&a.home, &b.home, model.layout.len())?;
         let disk = write_plainly(&folder.join("plain"), model.layout.len())?;
-        let round = a.propose(&model.plan(number)).await?;
+        let round = a.propose(&model.plan(number, &["a", "b"], 1)).await?;
         b.approve(&round).await?;
+        a.until(&round, RoundPhase::Approved).await?;
         a.begin(&round).await?;
         let sent = a.logged(&round, "checkpoint handed over").await?;
         let stored = b.logged(&round, "checkpoint received and stored").await?;

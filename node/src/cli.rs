@@ -86,6 +86,8 @@ pub struct CheckBoundary {
 pub enum Bench {
     /// Hand a large checkpoint from one daemon to another, in turns with the same bytes over bare TLS.
     Transfer(BenchTransfer),
+    /// Let three daemons pass a model around without training: what a round costs beside it.
+    Round(BenchRound),
     /// One end of the bare connection that a transfer is compared with.
     #[command(hide = true)]
     Bare(BenchBare),
@@ -99,6 +101,23 @@ pub struct BenchTransfer {
     pub size: u64,
     /// How often each is measured; medians are told.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub repeats: u32,
+    /// Folder on the disk that the daemons shall use; the system's temporary one otherwise.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `bench round` takes.
+#[derive(Debug, clap::Args)]
+pub struct BenchRound {
+    /// About how large the checkpoint shall be, in bytes or with MiB or GiB.
+    #[arg(long, default_value = "2600000", value_parser = crate::bench::size)]
+    pub size: u64,
+    /// How many rounds are measured; medians are told.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub repeats: u32,
     /// Folder on the disk that the daemons shall use; the system's temporary one otherwise.
     #[arg(long)]

@@ -63,6 +63,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::StartTrainer(home) => starter::run(&home.home),
         Command::Audit(question) => auditor::run(&question),
         Command::Bench(Bench::Transfer(bench)) => bench::transfer(&bench),
+        Command::Bench(Bench::Round(bench)) => bench::round(&bench),
         Command::Bench(Bench::Bare(end)) => bench::bare(&end),
     };
     match outcome {

@@ -1,4 +1,4 @@
-//! One daemon of the bench, its operator and, for the first of them, its trainer.
+//! One daemon of the bench, its operator and its trainer.
 
 use anyhow::{Context as _, bail};
 use rondo::checkpoint::Layout;
@@ -12,10 +12,12 @@ use rondo_proto::trainer::{
     trainer_report::Report,
 };
 use rondo_proto::unix;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,7 +26,7 @@ use tonic::transport::Channel;
 /// How long anything may take before the bench gives up.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often the bench looks.
-const POLL: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(10);
 /// Bytes of a checkpoint in one message to the daemon.
 const PART_BYTES: u64 = 256 * 1024;
 
@@ -45,6 +47,18 @@ impl Drop for Running {
         let _ = self.0.wait();
     }
 }
+
+/// When the trainer of the bench worked on a visit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Work {
+    /// The task came.
+    pub(super) asked: Instant,
+    /// Its result was reported.
+    pub(super) reported: Instant,
+}
+
+/// When each visit was worked on, by round and number; the clock is the same for all sites.
+pub(super) type Visits = Arc<Mutex<BTreeMap<(Vec<u8>, u32), Work>>>;
 
 /// A line of a daemon's log.
 pub(super) struct Line(String);
@@ -100,8 +114,13 @@ impl Site {
         Ok(())
     }
 
-    /// Answers every task with a checkpoint of `layout`, other numbers each time.
-    pub(super) async fn attach_trainer(&self, layout: Layout) -> anyhow::Result<()> {
+    /// Answers every task with a checkpoint of `layout`, other numbers each time; notes in `visits`
+    /// when each task came and when its result was reported.
+    pub(super) async fn attach_trainer(
+        &self,
+        layout: Layout,
+        visits: Visits,
+    ) -> anyhow::Result<()> {
         let mut link = unix::trainer(&self.trainer).await?;
         let (reports, stream) = mpsc::channel(4);
         let hello = TrainerHello {
@@ -114,8 +133,11 @@ impl Site {
         tokio::spawn(async move {
             while let Ok(Some(Task { task })) = tasks.message().await {
                 let Some(task::Task::Train(task)) = task else { continue };
+                let (key, asked) = ((task.round.clone(), task.visit), Instant::now());
                 let Ok(result) = train(&mut link, task, layout.clone()).await else { break };
                 let report = TrainerReport { report: Some(Report::Result(result)) };
+                let visit = Work { asked, reported: Instant::now() };
+                visits.lock().unwrap_or_else(PoisonError::into_inner).insert(key, visit);
                 if reports.send(report).await.is_err() {
                     break;
                 }
@@ -143,20 +165,22 @@ impl Site {
         Ok(())
     }
 
-    /// Starts a round as soon as all have approved it.
-    pub(super) async fn begin(&self, round: &str) -> anyhow::Result<()> {
+    /// Waits until the round stands as wanted here.
+    pub(super) async fn until(&self, round: &str, phase: RoundPhase) -> anyhow::Result<()> {
         let request = RoundRequest { round: round.to_owned() };
         let begun = Instant::now();
-        loop {
-            let view = self.control.clone().get_round(request.clone()).await?.into_inner();
-            if view.phase() == RoundPhase::Approved {
-                break;
-            }
+        while self.control.clone().get_round(request.clone()).await?.get_ref().phase() != phase {
             if begun.elapsed() > PATIENCE {
-                bail!("the other daemon's approval does not arrive");
+                bail!("the round does not come to {}", phase.as_str_name());
             }
             tokio::time::sleep(POLL).await;
         }
+        Ok(())
+    }
+
+    /// Starts a round that all have approved.
+    pub(super) async fn begin(&self, round: &str) -> anyhow::Result<()> {
+        let request = RoundRequest { round: round.to_owned() };
         self.control.clone().start_round(request).await?;
         Ok(())
     }
