@@ -1,7 +1,9 @@
 //! Sites that trust each other, in one temporary folder.
 
+use crate::hand::digest;
 use crate::material::{PlanText, cohort};
 use crate::site::Site;
+use crate::{eventually, history};
 use rondo::passport::{Passport, VerifiedPassport};
 use rondo::trust::Roster;
 use rondo_imaging::phantom::Centre;
@@ -113,6 +115,43 @@ impl Federation {
             view = Some(site.round_when(round, "the end of the round", limit, done).await);
         }
         view.expect("a federation has sites")
+    }
+
+    /// Checks that every site has the same history of a round with each visit contributed once.
+    pub async fn each_visit_once(&self, view: &RoundView) {
+        let round = digest(&view.round);
+        let first = &self.sites[0].home;
+        eventually("the same statements at all sites", SPREAD, async || {
+            let told = history::statements(first, round);
+            let same = self.sites.iter().all(|s| history::statements(&s.home, round) == told);
+            same.then_some(())
+        })
+        .await;
+        let once: Vec<(u32, usize)> = view.visits.iter().map(|v| (v.visit, 1)).collect();
+        for site in &self.sites {
+            let counted: Vec<_> = history::contributions(&site.home, round).into_iter().collect();
+            assert_eq!(counted, once, "contributions in the journal of {}", site.name);
+            let known = site.round(&view.round).await.expect("a known round");
+            assert_eq!(known.visits, view.visits, "what {} knows", site.name);
+        }
+    }
+
+    /// Exports the final model from every site and checks its passport offline.
+    pub async fn passport_verifies(&self, view: &RoundView) {
+        let last = view.visits.last().expect("a round has visits");
+        let roster = self.roster().await;
+        for site in &self.sites {
+            let passport = exported(site, &last.weights, &roster).await;
+            assert_eq!(passport.hops().len(), view.visits.len());
+            for (hop, visit) in passport.hops().iter().zip(&view.visits) {
+                assert_eq!(hop.weights.object.to_string(), visit.weights);
+                assert_eq!((hop.site.as_str(), hop.visit.0), (visit.site.as_str(), visit.visit));
+                let counts = &hop.counts;
+                assert!(counts.training_cases > 0 && counts.updates > 0, "{counts:?}");
+            }
+            let verified = site.verify(&last.weights).await.expect("a genuine model");
+            assert_eq!(verified.hops.len(), view.visits.len());
+        }
     }
 
     /// A roster of all sites' cards, as somebody offline would have it.

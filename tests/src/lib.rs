@@ -3,8 +3,9 @@
 //!
 //! Start at [`federation`] (sites that trust each other) and [`site`] (one of them). [`caller`] and
 //! [`hand`] are what knocks from outside: a stranger with any key, and a rostered site made by hand
-//! that lies as a test wants it to. [`proxy`] is a bad line between two of them. [`history`] reads journals. What a scenario starts dies with it,
-//! and an unexpected `ERROR` or panic in a log fails it.
+//! that lies as a test wants it to. [`proxy`] is a bad line between two of them, and
+//! [`network`] the lines between all. [`trainer`] trains nothing. [`history`] reads journals. What a
+//! scenario starts dies with it, and an unexpected `ERROR` or panic in a log fails it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,9 +20,11 @@ pub mod hand;
 pub mod history;
 pub mod log;
 pub mod material;
+pub mod network;
 pub mod programs;
 pub mod proxy;
 pub mod site;
+pub mod trainer;
 
 use std::future::Future;
 use std::sync::OnceLock;

@@ -63,11 +63,16 @@ pub fn running_with(path: &Path) -> Vec<Running> {
     found
 }
 
+/// Sends `signal` to a process, if it is still there.
+pub fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
 /// `kill -9` of every process whose command line names `path` or something below it.
 pub fn kill_all_with(path: &Path) {
     for process in running_with(path) {
-        if let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        signal(process.pid, Signal::KILL);
     }
 }

@@ -189,6 +189,12 @@ impl Site {
         }
     }
 
+    /// The process of its daemon; none while it is down.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Processes that belong to this site: its daemon and its trainer.
     #[must_use]
     pub fn processes(&self) -> Vec<programs::Running> {

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use rondo_proto::control::{RoundPhase, RoundView, VisitPhase};
-use rondo_tests::federation::{Federation, SPREAD, exported};
+use rondo_tests::federation::Federation;
 use rondo_tests::hand::digest;
 use rondo_tests::material::PlanText;
 use rondo_tests::site::{Site, request};
@@ -31,41 +31,6 @@ async fn middle_of(site: &Site, round: &str, visit: u32) -> (u64, u64) {
             }
         }
         assert!(begun.elapsed() < 2 * VISIT, "visit {visit} does not come to its middle: {view:?}");
-    }
-}
-
-/// Checks that every site has the same history with each visit contributed once.
-async fn each_visit_once(all: &Federation, view: &RoundView) {
-    let round = digest(&view.round);
-    let first = &all.sites[0].home;
-    eventually("the same statements at all sites", SPREAD, async || {
-        let told = history::statements(first, round);
-        let same = all.sites.iter().all(|s| history::statements(&s.home, round) == told);
-        same.then_some(())
-    })
-    .await;
-    let once: Vec<(u32, usize)> = view.visits.iter().map(|v| (v.visit, 1)).collect();
-    for site in &all.sites {
-        let counted: Vec<_> = history::contributions(&site.home, round).into_iter().collect();
-        assert_eq!(counted, once, "contributions in the journal of {}", site.name);
-        let known = site.round(&view.round).await.unwrap();
-        assert_eq!(known.visits, view.visits, "what {} knows", site.name);
-    }
-}
-
-/// Exports the final model from every site and checks its passport offline.
-async fn passport_verifies(all: &Federation, view: &RoundView) {
-    let last = view.visits.last().unwrap();
-    let roster = all.roster().await;
-    for site in &all.sites {
-        let passport = exported(site, &last.weights, &roster).await;
-        assert_eq!(passport.hops().len(), view.visits.len());
-        for (hop, visit) in passport.hops().iter().zip(&view.visits) {
-            assert_eq!(hop.weights.object.to_string(), visit.weights);
-            assert_eq!((hop.site.as_str(), hop.visit.0), (visit.site.as_str(), visit.visit));
-            assert!(hop.counts.training_cases == 2 && hop.counts.updates > 0, "{:?}", hop.counts);
-        }
-        assert_eq!(site.verify(&last.weights).await.unwrap().hops.len(), view.visits.len());
     }
 }
 
@@ -110,8 +75,8 @@ async fn a_node_killed_in_its_training_contributes_once() {
     assert!(
         view.visits.iter().all(|v| v.phase() == VisitPhase::HandedOver && v.stalled.is_empty())
     );
-    each_visit_once(&all, &view).await;
-    passport_verifies(&all, &view).await;
+    all.each_visit_once(&view).await;
+    all.passport_verifies(&view).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -134,6 +99,6 @@ async fn a_hand_over_survives_the_death_of_both_its_ends() {
     let view = all.finished(&round, 3 * VISIT).await;
     assert_eq!(view.visits[0].weights, weights, "what was contributed before the crash counts");
     assert_eq!(view.visits[1].parent, weights);
-    each_visit_once(&all, &view).await;
-    passport_verifies(&all, &view).await;
+    all.each_visit_once(&view).await;
+    all.passport_verifies(&view).await;
 }
