@@ -157,6 +157,21 @@ pub enum What {
         /// The round.
         round: RoundId,
     },
+    /// A round was paused.
+    RoundPaused {
+        /// The round.
+        round: RoundId,
+    },
+    /// A pause was taken back.
+    RoundResumed {
+        /// The round.
+        round: RoundId,
+    },
+    /// A round was aborted.
+    RoundAborted {
+        /// The round.
+        round: RoundId,
+    },
     /// A model left the store to a file.
     ModelExported {
         /// Its digest.

@@ -18,4 +18,6 @@ pub use state::{Imported, Round, RoundPhase, SiteState, Visit, VisitPhase};
 pub use step::{IMPORTED_MAX, OPEN_ROUNDS_MAX, PROPOSALS_MAX, Refusal, step};
 
 #[cfg(test)]
+mod steer_tests;
+#[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use crate::durable;
 use crate::store::{self, Store};
 use rondo::ids::Digest;
 use rondo::plan::Start;
-use rondo::round::{Effect, Round, RoundPhase, SiteState};
+use rondo::round::{Effect, Round, SiteState};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -93,7 +93,7 @@ pub async fn run(store: Store, daemon: Daemon, keep_days: Option<u32>) {
     }
 }
 
-/// Removes parts of rounds that are over and, after `keep_days`, the checkpoints of finished rounds but
+/// Removes parts of rounds that are over and, after `keep_days`, the checkpoints of rounds that are over but
 /// for the last of each. What was removed of the latter.
 fn tidy(
     store: &Store,
@@ -145,7 +145,7 @@ fn referenced(state: &SiteState) -> BTreeSet<Digest> {
 /// Checkpoints that no rule removes: all of an open round, the newest of any round, and imports.
 fn kept(state: &SiteState) -> BTreeSet<Digest> {
     let of_round = |round: &Round| -> Vec<Digest> {
-        if round.phase() == RoundPhase::Finished {
+        if round.phase().is_over() {
             weights(round).last().into_iter().collect()
         } else {
             weights(round).chain(start(round)).collect()

@@ -44,6 +44,12 @@ pub enum ReceiptBody {
         /// The signed manifest of what it trained.
         manifest: Envelope,
     },
+    /// Nothing of the round is begun or handed over until this site resumes it.
+    Paused,
+    /// This site takes its pause back.
+    Resumed,
+    /// The round ends here, unless every visit is handed over already.
+    Aborted,
 }
 
 /// Why a visit stalls: codes, because text could carry what must not leave a site.

@@ -8,7 +8,7 @@ use crate::manifest::Manifest;
 use crate::passport::Passport;
 use crate::plan::{Plan, Start};
 use crate::trust::{Roster, SiteCard};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything a site knows; the result of replaying its journal.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -39,6 +39,16 @@ pub enum RoundPhase {
     Running,
     /// Every visit contributed and every site has the final model.
     Finished,
+    /// A site ended it before that.
+    Aborted,
+}
+
+impl RoundPhase {
+    /// Whether nothing of the round is left to do.
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Finished | Self::Aborted)
+    }
 }
 
 /// Where a visit stands. Registered, approved, training and contributed are different things.
@@ -98,6 +108,10 @@ pub struct Round {
     pub approvals: BTreeMap<SiteId, Envelope>,
     /// Whether a site started it.
     pub started: bool,
+    /// Sites whose last word on it is a pause.
+    pub paused: BTreeSet<SiteId>,
+    /// Sites that aborted it.
+    pub aborted: BTreeSet<SiteId>,
     /// The visits in order.
     pub visits: Vec<Visit>,
     /// Number of the last own receipt that each peer has.
@@ -160,23 +174,32 @@ impl Round {
             receipts: BTreeMap::new(),
             approvals: BTreeMap::new(),
             started: false,
+            paused: BTreeSet::new(),
+            aborted: BTreeSet::new(),
             visits,
             delivered: BTreeMap::new(),
         }
     }
 
-    /// Where the round stands.
+    /// Where the round stands: a function of what was said, never of the order in which it arrived.
     #[must_use]
     pub fn phase(&self) -> RoundPhase {
-        if self.approvals.len() < self.plan.sites.len() {
+        let approved = self.approvals.len() == self.plan.sites.len();
+        if approved && self.started && self.is_complete() {
+            RoundPhase::Finished
+        } else if !self.aborted.is_empty() {
+            RoundPhase::Aborted
+        } else if !approved {
             RoundPhase::Proposed
         } else if !self.started {
             RoundPhase::Approved
-        } else if self.visits.iter().all(|v| self.visit_phase(v) == VisitPhase::HandedOver) {
-            RoundPhase::Finished
         } else {
             RoundPhase::Running
         }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.visits.iter().all(|v| self.visit_phase(v) == VisitPhase::HandedOver)
     }
 
     /// Where a visit stands.
@@ -241,12 +264,15 @@ impl Round {
         }
         for visit in self.visits.iter().filter(|v| self.plan.site_of(v.number) == Some(own)) {
             match visit.weights() {
+                Some(_) if !self.paused.is_empty() => {}
                 Some(weights) => {
                     let to = self.recipients(visit.number).filter(|to| !visit.is_held_by(to));
                     out.extend(to.filter(|to| roster.trusted(to).is_ok()).map(|to| {
                         Effect::HandOver { round: id, visit: visit.number, weights, to: to.clone() }
                     }));
                 }
+                // What trains goes on to its end.
+                None if !self.paused.is_empty() && !visit.training => {}
                 None => {
                     if let Some(received) = self.input_of(visit.number, own) {
                         out.push(Effect::Train { round: id, visit: visit.number, received });

@@ -22,7 +22,10 @@ pub const IMPORTED_MAX: usize = 1024;
 fn receipts_max(round: &Round, body: &ReceiptBody) -> usize {
     let all = 64 + 16 * round.visits.len();
     match body {
-        ReceiptBody::Training { .. } | ReceiptBody::Stalled { .. } => all / 2,
+        ReceiptBody::Training { .. }
+        | ReceiptBody::Stalled { .. }
+        | ReceiptBody::Paused
+        | ReceiptBody::Resumed => all / 2,
         _ => all,
     }
 }
@@ -210,7 +213,11 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
             }
         }
         ReceiptBody::Training { visit } => {
+            let paused = !round.paused.is_empty();
             let visit = turn_of(round, visit, &site)?;
+            if site == own && paused && !visit.training {
+                return Err(Refusal::Phase("the round is paused; no visit is begun"));
+            }
             visit.training = true;
             visit.stalled = None;
         }
@@ -224,9 +231,40 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
             }
             contribute(round, &manifest, claimed.visit, &roster)?;
         }
+        ReceiptBody::Paused => {
+            may_steer(round, &site, &own)?;
+            round.paused.insert(site.clone());
+        }
+        ReceiptBody::Resumed => {
+            may_steer(round, &site, &own)?;
+            if !round.paused.remove(&site) && site == own {
+                return Err(Refusal::Phase(
+                    "this site has not paused the round; only who paused it can resume it",
+                ));
+            }
+        }
+        ReceiptBody::Aborted => {
+            may_steer(round, &site, &own)?;
+            round.aborted.insert(site.clone());
+        }
     }
     round.receipts.entry(site).or_default().push(envelope.clone());
     Ok(())
+}
+
+/// Whether `site` may pause, resume or abort. Another site may not know yet that the round is over, so
+/// only this one is told so.
+fn may_steer(round: &Round, site: &SiteId, own: &SiteId) -> Result<(), Refusal> {
+    if !round.approvals.contains_key(site) {
+        return Err(Refusal::Phase(
+            "a site that has not approved the plan cannot pause, resume or abort the round",
+        ));
+    }
+    match round.phase() {
+        RoundPhase::Finished if site == own => Err(Refusal::Phase("the round is finished")),
+        RoundPhase::Aborted if site == own => Err(Refusal::Phase("the round was aborted")),
+        _ => Ok(()),
+    }
 }
 
 fn propose(
@@ -252,7 +290,7 @@ fn propose(
         state.roster.trusted(site)?;
     }
     // A plan that this site did not approve counts against whoever brought it, not against the site.
-    let open = |r: &&Round| r.phase() != RoundPhase::Finished;
+    let open = |r: &&Round| !r.phase().is_over();
     let approved = |r: &&Round| r.approvals.contains_key(own);
     let (taken, limit) = if by == own {
         (state.rounds.values().filter(open).filter(approved).count(), OPEN_ROUNDS_MAX)

@@ -12,34 +12,39 @@ use crate::trust;
 use std::collections::BTreeMap;
 
 /// A site with its journal; effects are carried out by the tests' own hands.
-struct Site {
-    id: SiteId,
-    key: SigningKey,
-    state: SiteState,
-    records: Vec<Record>,
+pub(super) struct Site {
+    pub(super) id: SiteId,
+    pub(super) key: SigningKey,
+    pub(super) state: SiteState,
+    pub(super) records: Vec<Record>,
 }
 
 impl Site {
-    fn adopt(&mut self, event: &Event) -> Result<(), Refusal> {
+    pub(super) fn adopt(&mut self, event: &Event) -> Result<(), Refusal> {
         self.state = step(&self.state, event)?;
         let tip = self.records.last().map_or(Tip::EMPTY, Record::tip);
         self.records.push(Record::next(tip, event).unwrap());
         Ok(())
     }
 
-    fn receipt(&self, round: RoundId, body: ReceiptBody) -> Envelope {
+    pub(super) fn receipt(&self, round: RoundId, body: ReceiptBody) -> Envelope {
         let told = self.state.rounds().get(&round).and_then(|r| r.receipts.get(&self.id));
         let number = u32::try_from(told.map_or(0, Vec::len)).unwrap() + 1;
         let site = self.id.clone();
         Receipt { round, site, number, at: 1, body }.sign(&self.key).unwrap()
     }
 
-    fn tell(&mut self, round: RoundId, body: ReceiptBody) -> Result<(), Refusal> {
+    pub(super) fn tell(&mut self, round: RoundId, body: ReceiptBody) -> Result<(), Refusal> {
         let receipt = self.receipt(round, body);
         self.adopt(&Event::Receipt { receipt })
     }
 
-    fn manifest(&self, round: RoundId, visit: VisitNo, parent: Option<Digest>) -> Manifest {
+    pub(super) fn manifest(
+        &self,
+        round: RoundId,
+        visit: VisitNo,
+        parent: Option<Digest>,
+    ) -> Manifest {
         let plan = &self.state.rounds()[&round].plan;
         let layout = plan.layout();
         let mut weights = layout.header().to_vec();
@@ -62,7 +67,7 @@ impl Site {
     }
 }
 
-fn sites() -> BTreeMap<SiteId, Site> {
+pub(super) fn sites() -> BTreeMap<SiteId, Site> {
     let keys: Vec<SigningKey> =
         (0..3).map(|_| SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap()).collect();
     let names = ["uker", "stanford", "usz"];
@@ -89,7 +94,7 @@ fn plan() -> Plan {
 }
 
 /// Carries out every outstanding effect of every site once, and says how many there were.
-fn turn(sites: &mut BTreeMap<SiteId, Site>) -> usize {
+pub(super) fn turn(sites: &mut BTreeMap<SiteId, Site>) -> usize {
     let todo: Vec<(SiteId, Effect)> = sites
         .iter()
         .flat_map(|(id, s)| s.state.effects().into_iter().map(|e| (id.clone(), e)))
@@ -133,13 +138,24 @@ fn turn(sites: &mut BTreeMap<SiteId, Site>) -> usize {
     todo.len()
 }
 
-fn proposed(sites: &mut BTreeMap<SiteId, Site>) -> RoundId {
+pub(super) fn proposed(sites: &mut BTreeMap<SiteId, Site>) -> RoundId {
     let plan = plan();
     let text = String::from_utf8(plan.canonical()).unwrap();
     let uker = sites.get_mut(&"uker".parse().unwrap()).unwrap();
     uker.tell(plan.round(), ReceiptBody::Proposed { plan: text }).unwrap();
     while turn(sites) > 0 {}
     plan.round()
+}
+
+/// A round that every site approved and uker started; nothing has trained yet.
+pub(super) fn running(sites: &mut BTreeMap<SiteId, Site>) -> RoundId {
+    let round = proposed(sites);
+    for site in sites.values_mut() {
+        site.tell(round, ReceiptBody::Approved).unwrap();
+    }
+    while turn(sites) > 0 {}
+    sites.get_mut(&"uker".parse().unwrap()).unwrap().tell(round, ReceiptBody::Started).unwrap();
+    round
 }
 
 #[test]
@@ -398,4 +414,25 @@ fn a_site_changes_its_keys_in_the_middle_of_a_round() {
         }
         assert_eq!(replay.finish().0, site.state, "replay differs at {}", site.id);
     }
+}
+
+#[test]
+fn a_journal_from_before_is_replayed() {
+    // Written by version 0.1, before rounds could be paused: number, version, digest, payload.
+    let mut replay = Replay::default();
+    for line in include_str!("../fixtures/0.1/journal.txt").lines() {
+        let mut parts = line.splitn(4, ' ');
+        let mut part = || parts.next().unwrap();
+        let (number, version) = (part().parse().unwrap(), part().parse().unwrap());
+        let digest = part().parse().unwrap();
+        replay
+            .adopt(&Record { number, version, digest, payload: part().as_bytes().to_vec() })
+            .unwrap();
+    }
+    let (state, tip) = replay.finish();
+    assert_eq!(tip.number, 146);
+    let round = state.rounds().values().next().unwrap();
+    assert_eq!(round.phase(), RoundPhase::Finished);
+    assert_eq!(round.passport(VisitNo(6)).unwrap().verify(state.roster()).unwrap().hops().len(), 6);
+    assert!(state.effects().is_empty());
 }

@@ -45,7 +45,7 @@ pub(crate) enum Command {
     /// Sites that this one trusts.
     #[command(subcommand)]
     Peer(Peer),
-    /// Rounds: propose, approve, start, follow.
+    /// Rounds: propose, approve, start, pause, abort, follow.
     #[command(subcommand)]
     Round(Round),
     /// Checkpoints in this site's store, or in files.
@@ -184,7 +184,20 @@ pub(crate) enum Round {
     Approve(RoundName),
     /// Start a round that every site has approved.
     Start(RoundName),
-    /// Follow a round until it is finished.
+    /// Begin and hand over nothing more until this site resumes the round; what trains goes on.
+    Pause(RoundName),
+    /// Take this site's pause back.
+    Resume(RoundName),
+    /// End a round at all sites, for good, and stop what trains.
+    Abort {
+        /// Digest of the plan, or its first digits (6 at least).
+        #[arg(value_parser = digest_prefix)]
+        round: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Follow a round until it is over.
     Watch(RoundName),
     /// Show a round as it is now.
     Show(RoundName),

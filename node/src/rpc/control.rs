@@ -20,7 +20,7 @@ use rondo::envelope::Envelope;
 use rondo::ids::{Digest, RoundId, SiteId, VisitNo};
 use rondo::passport::{Passport, VerifiedPassport};
 use rondo::plan::Plan;
-use rondo::round::{Effect, Event, Imported, ReceiptBody, Refusal, RoundPhase, SiteState};
+use rondo::round::{Effect, Event, Imported, ReceiptBody, Refusal, SiteState};
 use rondo::trust::{self, Peer, SiteCard};
 use rondo_proto::control::control_server::Control;
 use rondo_proto::control::{
@@ -93,6 +93,8 @@ impl ControlService {
         let done = match &body {
             ReceiptBody::Approved => round.approvals.contains_key(&own),
             ReceiptBody::Started => round.started,
+            ReceiptBody::Paused => round.paused.contains(&own),
+            ReceiptBody::Aborted => round.aborted.contains(&own),
             _ => false,
         };
         if !done {
@@ -273,7 +275,7 @@ impl Control for ControlService {
     async fn get_site(&self, _: Request<GetSiteRequest>) -> Result<Response<SiteView>, Status> {
         let state = self.daemon.state();
         let own = state.own().ok_or_else(|| refused(&Refusal::Owner))?;
-        let open = state.rounds().values().filter(|r| r.phase() != RoundPhase::Finished).count();
+        let open = state.rounds().values().filter(|r| !r.phase().is_over()).count();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Response::new(SiteView {
             site: own.site.to_string(),
@@ -443,6 +445,27 @@ impl Control for ControlService {
         request: Request<RoundRequest>,
     ) -> Result<Response<RoundView>, Status> {
         self.tell(request, ReceiptBody::Started, |round| What::RoundStarted { round }).await
+    }
+
+    async fn pause_round(
+        &self,
+        request: Request<RoundRequest>,
+    ) -> Result<Response<RoundView>, Status> {
+        self.tell(request, ReceiptBody::Paused, |round| What::RoundPaused { round }).await
+    }
+
+    async fn resume_round(
+        &self,
+        request: Request<RoundRequest>,
+    ) -> Result<Response<RoundView>, Status> {
+        self.tell(request, ReceiptBody::Resumed, |round| What::RoundResumed { round }).await
+    }
+
+    async fn abort_round(
+        &self,
+        request: Request<RoundRequest>,
+    ) -> Result<Response<RoundView>, Status> {
+        self.tell(request, ReceiptBody::Aborted, |round| What::RoundAborted { round }).await
     }
 
     async fn get_round(

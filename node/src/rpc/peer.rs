@@ -11,7 +11,7 @@ use crate::transfer::{self, Incoming};
 use rondo::envelope::Envelope;
 use rondo::ids::{RoundId, SiteId, VisitNo};
 use rondo::passport::{self, Passport};
-use rondo::round::{Event, Receipt, ReceiptBody, Refusal};
+use rondo::round::{Event, Receipt, ReceiptBody, Refusal, RoundPhase};
 use rondo_proto::convert::{digest, visit};
 use rondo_proto::peer::peer_server::Peer;
 use rondo_proto::peer::{
@@ -72,6 +72,9 @@ impl PeerService {
         }
         if !round.started {
             return Err(Reason::NotStarted.because("this site has not heard of the round's start"));
+        }
+        if round.phase() == RoundPhase::Aborted {
+            return Err(Reason::WrongPhase.because("the round was aborted"));
         }
         let its_turn = round.plan.site_of(visit) == Some(caller);
         if !its_turn || !round.recipients(visit).any(|site| site == own) {

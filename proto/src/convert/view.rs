@@ -4,6 +4,7 @@ use crate::control::{HopView, RoundPhase, RoundView, VisitPhase, VisitView};
 use rondo::ids::{RoundId, SiteId};
 use rondo::manifest::Manifest;
 use rondo::round::{self, Round, StallReason, Visit};
+use std::collections::BTreeSet;
 
 /// The view of a round; live progress is the daemon's to add.
 #[must_use]
@@ -14,7 +15,9 @@ pub fn round_view(id: RoundId, round: &Round) -> RoundView {
         round::RoundPhase::Approved => RoundPhase::Approved,
         round::RoundPhase::Running => RoundPhase::Running,
         round::RoundPhase::Finished => RoundPhase::Finished,
+        round::RoundPhase::Aborted => RoundPhase::Aborted,
     };
+    let names = |sites: &BTreeSet<SiteId>| sites.iter().map(SiteId::to_string).collect();
     RoundView {
         round: id.to_string(),
         name: plan.name.clone(),
@@ -26,6 +29,8 @@ pub fn round_view(id: RoundId, round: &Round) -> RoundView {
         visits: round.visits.iter().map(|v| visit_view(round, v)).collect(),
         plan_json: String::from_utf8(plan.canonical()).unwrap_or_default(),
         progress: None,
+        paused_by: names(&round.paused),
+        aborted_by: names(&round.aborted),
     }
 }
 

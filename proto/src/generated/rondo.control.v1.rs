@@ -153,6 +153,11 @@ pub struct RoundView {
     /// What the trainer of this site is doing in this round, if anything.
     #[prost(message, optional, tag = "10")]
     pub progress: ::core::option::Option<ProgressView>,
+    /// Sites whose pause holds, and sites that aborted.
+    #[prost(string, repeated, tag = "11")]
+    pub paused_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "12")]
+    pub aborted_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct VisitView {
@@ -388,6 +393,7 @@ pub enum RoundPhase {
     Approved = 2,
     Running = 3,
     Finished = 4,
+    Aborted = 5,
 }
 impl RoundPhase {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -401,6 +407,7 @@ impl RoundPhase {
             Self::Approved => "ROUND_PHASE_APPROVED",
             Self::Running => "ROUND_PHASE_RUNNING",
             Self::Finished => "ROUND_PHASE_FINISHED",
+            Self::Aborted => "ROUND_PHASE_ABORTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -411,6 +418,7 @@ impl RoundPhase {
             "ROUND_PHASE_APPROVED" => Some(Self::Approved),
             "ROUND_PHASE_RUNNING" => Some(Self::Running),
             "ROUND_PHASE_FINISHED" => Some(Self::Finished),
+            "ROUND_PHASE_ABORTED" => Some(Self::Aborted),
             _ => None,
         }
     }
@@ -964,6 +972,71 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rondo.control.v1.Control", "CheckStore"));
             self.inner.unary(req, path, codec).await
         }
+        /// Nothing more is begun or handed over until this site resumes the round.
+        pub async fn pause_round(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RoundRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rondo.control.v1.Control/PauseRound",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rondo.control.v1.Control", "PauseRound"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn resume_round(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RoundRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rondo.control.v1.Control/ResumeRound",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rondo.control.v1.Control", "ResumeRound"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends the round at all sites, for good.
+        pub async fn abort_round(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RoundRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rondo.control.v1.Control/AbortRound",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rondo.control.v1.Control", "AbortRound"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1084,6 +1157,20 @@ pub mod control_server {
             &self,
             request: tonic::Request<super::CheckStoreRequest>,
         ) -> std::result::Result<tonic::Response<super::StoreReport>, tonic::Status>;
+        /// Nothing more is begun or handed over until this site resumes the round.
+        async fn pause_round(
+            &self,
+            request: tonic::Request<super::RoundRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status>;
+        async fn resume_round(
+            &self,
+            request: tonic::Request<super::RoundRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status>;
+        /// Ends the round at all sites, for good.
+        async fn abort_round(
+            &self,
+            request: tonic::Request<super::RoundRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct ControlServer<T> {
@@ -1939,6 +2026,135 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CheckStoreSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rondo.control.v1.Control/PauseRound" => {
+                    #[allow(non_camel_case_types)]
+                    struct PauseRoundSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::RoundRequest>
+                    for PauseRoundSvc<T> {
+                        type Response = super::RoundView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RoundRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::pause_round(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PauseRoundSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rondo.control.v1.Control/ResumeRound" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResumeRoundSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::RoundRequest>
+                    for ResumeRoundSvc<T> {
+                        type Response = super::RoundView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RoundRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::resume_round(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResumeRoundSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rondo.control.v1.Control/AbortRound" => {
+                    #[allow(non_camel_case_types)]
+                    struct AbortRoundSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::RoundRequest>
+                    for AbortRoundSvc<T> {
+                        type Response = super::RoundView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RoundRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::abort_round(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AbortRoundSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,6 +1,7 @@
 //! `rondo peer`.
 
 use crate::args::{Global, Peer};
+use crate::commands::confirm;
 use crate::daemon::{card_file, open_card};
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, note};
@@ -130,21 +131,8 @@ async fn list(global: &Global, output: Output) -> Result<(), Failure> {
 
 async fn revoke(site: &SiteId, yes: bool, global: &Global, output: Output) -> Result<(), Failure> {
     if !yes {
-        let attempted = format!("revoking {site}");
-        if !std::io::stdin().is_terminal() {
-            let text = format!("{attempted}: nobody can be asked here; say --yes");
-            return Err(Failure::new(Exit::Usage, text));
-        }
-        let agreed = dialoguer::Confirm::new()
-            .with_prompt(format!(
-                "Trust {site} no more? Rounds that it takes part in will stand still"
-            ))
-            .default(false)
-            .interact()
-            .map_err(|e| Failure::new(Exit::Internal, format!("{attempted}: {e}")))?;
-        if !agreed {
-            return Err(Failure::new(Exit::Refused, format!("{site} was not revoked")));
-        }
+        let prompt = format!("Trust {site} no more? Rounds that it takes part in will stand still");
+        confirm(&format!("revoking {site}"), &prompt)?;
     }
     let peer = global
         .daemon()

@@ -1,7 +1,7 @@
 //! `rondo round`.
 
 use crate::args::{Global, Round};
-use crate::commands::now;
+use crate::commands::{confirm, now};
 use crate::daemon::read_file;
 use crate::exit::{Exit, Failure};
 use crate::models::PART_BYTES;
@@ -14,7 +14,7 @@ use rondo::plan::Plan;
 use rondo::settings::SETTINGS_MAX_BYTES;
 use rondo_proto::control::model_part::Part;
 use rondo_proto::control::{
-    ListRoundsRequest, ModelPart, ProposeRoundRequest, RoundRequest, RoundView,
+    ListRoundsRequest, ModelPart, ProposeRoundRequest, RoundPhase, RoundRequest, RoundView,
 };
 use serde_json::json;
 use std::path::Path;
@@ -38,6 +38,26 @@ pub(crate) async fn run(command: Round, global: &Global, output: Output) -> Resu
         Round::Start(name) => {
             let attempted = format!("starting round {}", name.round);
             let done = global.daemon().await?.start_round(request(&name.round)).await;
+            done.map_err(|status| Failure::refused(&attempted, &status))?.into_inner()
+        }
+        Round::Pause(name) => {
+            let attempted = format!("pausing round {}", name.round);
+            let done = global.daemon().await?.pause_round(request(&name.round)).await;
+            done.map_err(|status| Failure::refused(&attempted, &status))?.into_inner()
+        }
+        Round::Resume(name) => {
+            let attempted = format!("resuming round {}", name.round);
+            let done = global.daemon().await?.resume_round(request(&name.round)).await;
+            done.map_err(|status| Failure::refused(&attempted, &status))?.into_inner()
+        }
+        Round::Abort { round, yes } => {
+            let attempted = format!("aborting round {round}");
+            if !yes {
+                let prompt =
+                    format!("End round {round} at all sites for good, and stop what trains?");
+                confirm(&attempted, &prompt)?;
+            }
+            let done = global.daemon().await?.abort_round(request(&round)).await;
             done.map_err(|status| Failure::refused(&attempted, &status))?.into_inner()
         }
         Round::Show(name) => {
@@ -128,7 +148,7 @@ async fn list(global: &Global, output: Output) -> Result<(), Failure> {
 }
 
 /// Follows a round to its end. With `--json` every change gives a document with all figures, a line
-/// each, on standard output; the last one is the finished round.
+/// each, on standard output; the last one is the round that is over.
 async fn watch(name: &str, global: &Global, output: Output) -> Result<(), Failure> {
     let attempted = format!("watching round {name}");
     let refused = |status| Failure::refused(&attempted, &status);
@@ -162,11 +182,18 @@ async fn watch(name: &str, global: &Global, output: Output) -> Result<(), Failur
         if let Some(live) = &live {
             live.set_message(round_text(&view));
         }
-        if follower.is_finished() {
+        if follower.is_over() {
             if let Some(live) = &live {
                 live.finish_and_clear();
             }
-            return output.give(SCHEMA, round_json(&view), || round_text(&view));
+            output.give(SCHEMA, round_json(&view), || round_text(&view))?;
+            return if view.phase() == RoundPhase::Aborted {
+                let by = view.aborted_by.join(", ");
+                let text = format!("{attempted}: {by} aborted it. Propose another plan to go on");
+                Err(Failure::after_result(Exit::RoundUnfinished, text))
+            } else {
+                Ok(())
+            };
         }
         if output.json && given.as_ref() != Some(&view) {
             line(&document(SCHEMA, round_json(&view))?);

@@ -155,6 +155,10 @@ impl Federation<'_> {
                         self.board.now(&format!("visit {}: {}", progress.visit, progress_text(progress)));
                     }
                     note_stalls(&mut stalled, &view.visits);
+                    if view.phase() == RoundPhase::Aborted {
+                        let text = format!("following the round: {} aborted it", view.aborted_by.join(", "));
+                        return Err(Failure::new(Exit::RoundUnfinished, text));
+                    }
                     if view.phase() == RoundPhase::Finished {
                         finished.insert(index, view);
                         if finished.len() == self.nodes.len() {
@@ -297,8 +301,9 @@ async fn watch(index: usize, mut client: Client, round: String, send: mpsc::Send
             loop {
                 match views.next().await {
                     Some(Ok(view)) => {
-                        let finished = view.phase() == RoundPhase::Finished;
-                        if send.send((index, Ok(view))).await.is_err() || finished {
+                        let over =
+                            matches!(view.phase(), RoundPhase::Finished | RoundPhase::Aborted);
+                        if send.send((index, Ok(view))).await.is_err() || over {
                             return;
                         }
                     }

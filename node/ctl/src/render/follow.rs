@@ -14,6 +14,7 @@ pub(crate) struct Follower {
     approved: BTreeSet<String>,
     visits: BTreeMap<u32, Seen>,
     running: Option<ProgressView>,
+    paused: BTreeSet<String>,
 }
 
 #[derive(Debug, Default)]
@@ -39,8 +40,17 @@ impl Follower {
             self.phase = view.phase;
             if view.phase() == RoundPhase::Running {
                 lines.push("the round is running".to_owned());
+            } else if view.phase() == RoundPhase::Aborted {
+                lines.push(format!("{} aborted the round", view.aborted_by.join(", ")));
             }
         }
+        for site in view.paused_by.iter().filter(|s| !self.paused.contains(*s)) {
+            lines.push(format!("{site} paused the round"));
+        }
+        for site in self.paused.iter().filter(|s| !view.paused_by.contains(s)) {
+            lines.push(format!("{site} resumed the round"));
+        }
+        self.paused = view.paused_by.iter().cloned().collect();
         for visit in &view.visits {
             self.visit(visit, view.visits.len(), &mut lines);
         }
@@ -50,9 +60,9 @@ impl Follower {
         lines
     }
 
-    /// Whether every view that was seen last said that the round is finished.
-    pub(crate) fn is_finished(&self) -> bool {
-        self.phase == i32::from(RoundPhase::Finished)
+    /// Whether a view said that the round is finished or aborted.
+    pub(crate) fn is_over(&self) -> bool {
+        self.phase >= i32::from(RoundPhase::Finished)
     }
 
     /// The training under way, if one is.
@@ -149,9 +159,9 @@ mod tests {
         assert!(follower.observe(&training).is_empty());
         done.visits[0].held_by = vec!["usz".into()];
         assert!(follower.observe(&done)[0].contains("handed over to usz"));
-        assert!(!follower.is_finished());
+        assert!(!follower.is_over());
         done.phase = RoundPhase::Finished.into();
         follower.observe(&done);
-        assert!(follower.is_finished());
+        assert!(follower.is_over());
     }
 }

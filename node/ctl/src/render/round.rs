@@ -11,6 +11,7 @@ pub(crate) fn round_phase(phase: RoundPhase) -> &'static str {
         RoundPhase::Approved => "approved",
         RoundPhase::Running => "running",
         RoundPhase::Finished => "finished",
+        RoundPhase::Aborted => "aborted",
     }
 }
 
@@ -37,6 +38,8 @@ pub(crate) fn round_json(round: &RoundView) -> Value {
         "visits": round.visits.iter().map(visit_json).collect::<Vec<_>>(),
         "plan": serde_json::from_str::<Value>(&round.plan_json).unwrap_or_default(),
         "progress": round.progress.as_ref().map(progress_json),
+        "paused_by": round.paused_by,
+        "aborted_by": round.aborted_by,
     })
 }
 
@@ -97,6 +100,11 @@ pub(crate) fn round_text(round: &RoundView) -> String {
         approvals.join(", "),
         visits_table(&round.visits),
     );
+    for (what, sites) in [("paused", &round.paused_by), ("aborted", &round.aborted_by)] {
+        if !sites.is_empty() {
+            text.push_str(&format!("\n{what} by {}", sites.join(", ")));
+        }
+    }
     if let Some(progress) = &round.progress {
         text.push_str(&format!("\nvisit {} here: {}", progress.visit, progress_text(progress)));
     }
