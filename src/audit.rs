@@ -5,7 +5,7 @@
 //! an old backup, unless an auditor kept a later signature ([`Mark`]) elsewhere.
 
 use crate::envelope::{self, Envelope, SigningKey};
-use crate::ids::{Digest, RoundId, SiteId};
+use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::journal::Tip;
 use crate::trust::SiteCard;
 use serde::{Deserialize, Serialize};
@@ -180,6 +180,15 @@ pub enum What {
     /// A model came into the store from a file.
     ModelImported {
         /// Its digest.
+        weights: Digest,
+    },
+    /// A received checkpoint did not pass the gate of its plan, and was set aside.
+    CheckpointRefused {
+        /// The round.
+        round: RoundId,
+        /// The visit that made it.
+        visit: VisitNo,
+        /// The checkpoint.
         weights: Digest,
     },
     /// Calls or connections were refused.

@@ -10,6 +10,7 @@ use crate::recipe::Architecture;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Largest header that is looked at to explain a refusal.
@@ -180,6 +181,16 @@ impl Layout {
     #[must_use]
     pub fn header(&self) -> &[u8] {
         &self.header
+    }
+
+    /// Every tensor with the place of its numbers in the file.
+    pub fn places(&self) -> impl Iterator<Item = (&TensorSpec, Range<u64>)> {
+        let mut at = self.header.len() as u64;
+        self.tensors.iter().map(move |tensor| {
+            let start = at;
+            at += WORD * tensor.elements();
+            (tensor, start..at)
+        })
     }
 
     /// Length of the whole file.

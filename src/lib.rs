@@ -5,13 +5,14 @@
 //!
 //! Read in this order: [`ids`] → [`plan`] → [`recipe`] → [`round`] (state, event, effect, step) →
 //! [`journal`]; and for what crosses the wire: [`envelope`] → [`manifest`] → [`passport`] →
-//! [`papers`] → [`checkpoint`] → [`transfer`] → [`trust`]; [`audit`] is what an auditor reads.
+//! [`papers`] → [`checkpoint`] → [`transfer`] → [`gate`] → [`trust`]; [`audit`] is what an auditor reads.
 
 pub mod audit;
 pub mod checkpoint;
 pub mod envelope;
 #[cfg(test)]
 mod flips;
+pub mod gate;
 pub mod ids;
 pub mod journal;
 pub mod manifest;

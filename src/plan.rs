@@ -1,6 +1,7 @@
 //! The plan of a round: what every named site approves before anything runs.
 
 use crate::checkpoint::Layout;
+use crate::gate::Gate;
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::passport::PASSPORT_MAX_BYTES;
 use crate::recipe::{Method, Recipe};
@@ -98,6 +99,9 @@ pub struct Plan {
     pub recipe: Recipe,
     /// Unix time at which the plan was proposed; makes a repeated plan a round of its own.
     pub proposed_at: u64,
+    /// What a receiving site demands of a checkpoint.
+    #[serde(default, skip_serializing_if = "Gate::is_open")]
+    pub gate: Gate,
 }
 
 impl Plan {
@@ -117,6 +121,7 @@ impl Plan {
         let start: Option<Digest> = t.parsed("start_checkpoint");
         let seed = t.integer("seed", 0, i64::MAX as u64).unwrap_or(0);
         let recipe = t.table("recipe", Recipe::from_table);
+        let gate = t.table("gate", Gate::from_table).unwrap_or_default();
         for (key, absent) in [
             ("name", name.is_none()),
             ("topology", topology.is_none()),
@@ -138,6 +143,7 @@ impl Plan {
             seed,
             recipe: recipe?,
             proposed_at,
+            gate,
         };
         for problem in plan.problems() {
             t.problem(problem);
@@ -149,6 +155,7 @@ impl Plan {
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         let mut list = self.recipe.problems();
+        list.extend(self.gate.problems());
         if self.version != PLAN_VERSION {
             list.push(format!(
                 "its format is version {}, this software reads {PLAN_VERSION}",
@@ -387,6 +394,29 @@ epochs = 3
             let problems = with(lines).unwrap_err().to_string();
             assert!(problems.contains(word), "{word} is not in:\n{problems}");
         }
+    }
+
+    #[test]
+    fn a_gate_is_read_and_held_to_its_bounds() {
+        let with = |lines: &str| Plan::from_toml(&format!("{THREE_SITES}[gate]\n{lines}"), 1);
+        let bad = with("norm_max = 0\nfloor = 1.5\nmax_drop = -1\nwat = 1\n").unwrap_err();
+        for part in [
+            "line 13: `norm_max` is 0",
+            "line 14: `floor` is 1.5",
+            "line 15: `max_drop` is -1",
+            "line 16: unknown key `wat`",
+        ] {
+            assert!(bad.to_string().contains(part), "{part} is not in:\n{bad}");
+        }
+        let plan = with("norm_max = 12.5\nfloor = 0.3\n").unwrap();
+        let text = String::from_utf8(plan.canonical()).unwrap();
+        assert!(text.ends_with(r#""gate":{"norm_max":12.5,"floor":0.3}}"#), "{text}");
+        assert_eq!(Plan::from_canonical(text.as_bytes()), Ok(plan));
+        let text = text.replace("12.5", "-1.0");
+        assert!(matches!(Plan::from_canonical(text.as_bytes()), Err(Error::Impossible(_))));
+        let open = text.replace(r#""norm_max":-1.0,"floor":0.3"#, "");
+        assert_eq!(Plan::from_canonical(open.as_bytes()), Err(Error::NotCanonical));
+        assert!(!String::from_utf8(with("").unwrap().canonical()).unwrap().contains("gate"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod step;
 
 pub use effect::Effect;
 pub use event::Event;
-pub use receipt::{Receipt, ReceiptBody, StallReason};
+pub use receipt::{Receipt, ReceiptBody, RefusalReason, StallReason};
 pub use state::{Imported, Round, RoundPhase, SiteState, Visit, VisitPhase};
 pub use step::{IMPORTED_MAX, OPEN_ROUNDS_MAX, PROPOSALS_MAX, Refusal, step};
 

@@ -9,12 +9,12 @@ use crate::pace::{Held as Waits, Paces, last_patience};
 use crate::release::Release;
 use crate::rpc::peer::BATCH_MAX;
 use crate::store::Store;
-use crate::trainer::{Assignment, Trained, TrainerHub};
+use crate::trainer::{Assignment, Failure, Trained, TrainerHub};
 use rondo::envelope::Envelope;
 use rondo::ids::{Digest, RoundId, SiteId, VisitNo};
 use rondo::manifest::Manifest;
 use rondo::plan::Plan;
-use rondo::round::{Effect, Event, ReceiptBody, StallReason};
+use rondo::round::{Effect, Event, ReceiptBody, RefusalReason, StallReason};
 use rondo_proto::peer::{OfferAnswer, ReceiptBatch, offer_answer::Answer};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ pub struct Workers {
 
 /// How an attempt at an effect went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(crate) enum Outcome {
     Done,
     Failed,
     /// It will fail again until something else changes.
@@ -322,7 +322,11 @@ impl Workers {
             seed: plan.visit_seed(visit),
             recipe: plan.recipe.clone(),
             received,
+            least_dice: known.least_dice(self.daemon.site(), visit),
         };
+        if let Err(outcome) = self.admit(round, visit, received).await {
+            return outcome;
+        }
         let known = || {
             let state = self.daemon.state();
             let visit = state.rounds().get(&round)?.visit(visit)?;
@@ -335,7 +339,10 @@ impl Workers {
         tracing::info!(round = round.short(), visit = visit.0, "this site's turn");
         let told = match self.hub.train(assignment, begin).await {
             Ok(trained) => self.contribute(round, visit, received, plan, &trained).await,
-            Err(reason) => Err(reason),
+            Err(Failure::Stalled(reason)) => Err(reason),
+            Err(Failure::Floor) => {
+                return self.refuse(round, visit, received, RefusalReason::Floor).await;
+            }
         };
         match told {
             Ok(()) => Outcome::Done,

@@ -3,6 +3,7 @@
 //! It links no image and no tensor code. Start reading at [`daemon`] (who owns the state) and
 //! [`effects`] (what the state makes happen); [`rpc`] and [`listen`] are how others get in. Weights
 //! leave through [`release`] at the [`pace`] of their peer; [`pull`] fetches from who cannot call.
+//! What arrives passes the [`gate`] before the trainer works on it.
 
 pub mod audit;
 pub mod auditor;
@@ -16,6 +17,7 @@ pub mod daemon;
 pub mod durable;
 pub mod effects;
 pub mod expiry;
+pub mod gate;
 pub mod greeting;
 pub mod identity;
 pub mod journal;
@@ -35,6 +37,7 @@ pub mod store;
 pub mod tls;
 pub mod trainer;
 pub mod transfer;
+pub mod update;
 
 use clap::Parser as _;
 use std::process::ExitCode;

@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where damaged checkpoints are moved, in the store's folder; nothing is ever removed from there.
+/// Where damaged and refused checkpoints are moved, in the store's folder; nothing is ever removed from there.
 pub const QUARANTINE: &str = "quarantine";
 /// How often the rules are applied.
 const PACE: Duration = Duration::from_secs(6 * 3600);
@@ -33,6 +33,8 @@ pub struct Report {
     pub unreferenced: Vec<Digest>,
     /// Needed by an open round, and neither here nor on its way.
     pub missing: Vec<Digest>,
+    /// Files that were set aside: damaged ones, and those that the gate refused.
+    pub quarantined: Vec<String>,
 }
 
 /// Reads every checkpoint, and compares what is there with what `state` needs. With `repair`, what is
@@ -72,6 +74,11 @@ pub fn check(store: &Store, state: &SiteState, repair: bool) -> Result<Report, s
         let name = digest.to_string();
         !incoming.contains(&name) && (!store.has(*digest) || report.damaged.contains(&name))
     };
+    let quarantine = store.folder().join(QUARANTINE);
+    if quarantine.is_dir() {
+        let name = |path: PathBuf| Some(path.file_name()?.to_string_lossy().into_owned());
+        report.quarantined = files(&quarantine)?.into_iter().filter_map(name).collect();
+    }
     report.missing = needed(state).into_iter().filter(lacks).collect();
     Ok(report)
 }
@@ -188,7 +195,8 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, store::Error> {
     Ok(files)
 }
 
-fn set_aside(folder: &Path, path: &Path, name: &str) -> Result<(), store::Error> {
+/// Moves a file of the store in `folder` to where nothing serves it or trains on it.
+pub(crate) fn set_aside(folder: &Path, path: &Path, name: &str) -> Result<(), store::Error> {
     let quarantine = folder.join(QUARANTINE);
     fs::DirBuilder::new()
         .recursive(true)

@@ -9,6 +9,7 @@ use crate::daemon::{Daemon, unix_now};
 use crate::durable::{self, Mode};
 use crate::effects::Workers;
 use crate::expiry;
+use crate::gate;
 use crate::greeting::Greeter;
 use crate::identity::{self, Identity, NewSite, Own};
 use crate::journal::{self, Journal};
@@ -399,6 +400,7 @@ async fn live(
         audit,
     };
     let tidying = retention::run(store.clone(), daemon.clone(), config.keep_days);
+    let quarantine = gate::keep(store.clone(), daemon.clone(), control.audit.clone());
     let states = daemon.states();
     let pulls = Pulls { greeter: greeter.clone(), paces: paces.clone(), service: peers.clone() };
     let metrics = Metrics {
@@ -423,6 +425,7 @@ async fn live(
         ended = listen::trainer(trainer_socket, trainer) => ended,
         () = workers.run() => Ok(()),
         () = tidying => Ok(()),
+        () = quarantine => Ok(()),
         () = greeter.run() => Ok(()),
         () = expiry::watch(daemon) => Ok(()),
         failed = async {

@@ -101,7 +101,7 @@ impl Store {
         &self.folder
     }
 
-    fn path(&self, digest: Digest) -> PathBuf {
+    pub(crate) fn path(&self, digest: Digest) -> PathBuf {
         self.folder.join("checkpoints").join(digest.to_string())
     }
 

@@ -36,6 +36,23 @@ pub struct Assignment {
     pub recipe: Recipe,
     /// What to start from; none for a fresh model.
     pub received: Option<Digest>,
+    /// Least validation Dice of what was received.
+    pub least_dice: Option<f64>,
+}
+
+/// Why an assignment gave no model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// It cannot be finished for now.
+    Stalled(StallReason),
+    /// What was received validates below the assignment's `least_dice`.
+    Floor,
+}
+
+impl From<StallReason> for Failure {
+    fn from(reason: StallReason) -> Self {
+        Self::Stalled(reason)
+    }
 }
 
 /// What came of it.
@@ -59,7 +76,7 @@ pub struct Attached {
 #[derive(Debug, Default)]
 struct Current {
     assignment: Option<Assignment>,
-    outcome: Option<Result<Trained, StallReason>>,
+    outcome: Option<Result<Trained, Failure>>,
     progress: Option<TrainProgress>,
 }
 
@@ -101,7 +118,7 @@ impl TrainerHub {
     /// The trainer went away; what it worked on has not happened.
     pub fn detach(&self) {
         self.attached.send_replace(None);
-        self.finish(None, Err(StallReason::TrainerFailed));
+        self.finish(None, Err(StallReason::TrainerFailed.into()));
     }
 
     /// Notes what the trainer reports on its assignment; reports on anything else are dropped.
@@ -118,7 +135,7 @@ impl TrainerHub {
     }
 
     /// Notes how the assignment ended, if it is the one that is being worked on.
-    pub fn finish(&self, of: Option<(RoundId, VisitNo)>, outcome: Result<Trained, StallReason>) {
+    pub fn finish(&self, of: Option<(RoundId, VisitNo)>, outcome: Result<Trained, Failure>) {
         self.current.send_if_modified(|current| {
             let fits = current
                 .assignment
@@ -143,8 +160,8 @@ impl TrainerHub {
     /// Dropping the future stops the trainer's work.
     ///
     /// # Errors
-    /// Why it cannot be finished for now.
-    pub async fn train<B>(&self, assignment: Assignment, begin: B) -> Result<Trained, StallReason>
+    /// Why it gave no model.
+    pub async fn train<B>(&self, assignment: Assignment, begin: B) -> Result<Trained, Failure>
     where
         B: AsyncFnOnce() -> bool,
     {
@@ -157,7 +174,7 @@ impl TrainerHub {
         }
         .ok_or(StallReason::TrainerAbsent)?;
         if !begin().await {
-            return Err(StallReason::Storage);
+            return Err(StallReason::Storage.into());
         }
         let task = TrainTask {
             round: assignment.round.as_bytes().to_vec(),
@@ -165,6 +182,7 @@ impl TrainerHub {
             seed: assignment.seed,
             recipe: Some((&assignment.recipe).into()),
             received: assignment.received.map(|d| d.as_bytes().to_vec()).unwrap_or_default(),
+            least_dice: assignment.least_dice,
         };
         let mut watched = self.current.subscribe();
         self.current.send_replace(Current {
@@ -176,14 +194,14 @@ impl TrainerHub {
         let task = Task { task: Some(task::Task::Train(task)) };
         if trainer.tasks.send(task).await.is_err() || self.attached.borrow().is_none() {
             stop.armed = false;
-            return Err(StallReason::TrainerFailed);
+            return Err(StallReason::TrainerFailed.into());
         }
         let outcome = match watched.wait_for(|c| c.outcome.is_some()).await {
             Ok(current) => current.outcome.clone(),
             Err(_) => None,
         };
         stop.armed = false;
-        outcome.unwrap_or(Err(StallReason::TrainerFailed))
+        outcome.unwrap_or(Err(StallReason::TrainerFailed.into()))
     }
 
     /// What the trainer is doing in `round`.

@@ -50,6 +50,26 @@ pub enum ReceiptBody {
     Resumed,
     /// The round ends here, unless every visit is handed over already.
     Aborted,
+    /// This site received the checkpoint of a visit, but does not train on it: it did not pass the
+    /// gate of the plan. It is kept aside.
+    Refused {
+        /// Visit that made the checkpoint.
+        visit: VisitNo,
+        /// The checkpoint.
+        weights: Digest,
+        /// Why.
+        reason: RefusalReason,
+    },
+}
+
+/// Why a checkpoint did not pass the gate: codes, because text could carry what must not leave a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalReason {
+    /// It changed more than the plan allows.
+    Norm,
+    /// Its validation at the receiving site is below what the plan demands.
+    Floor,
 }
 
 /// Why a visit stalls: codes, because text could carry what must not leave a site.

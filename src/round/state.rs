@@ -1,7 +1,7 @@
 //! A site's state: its roster and what it knows of every round.
 
 use super::effect::Effect;
-use super::receipt::StallReason;
+use super::receipt::{RefusalReason, StallReason};
 use crate::envelope::Envelope;
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::manifest::Manifest;
@@ -79,6 +79,8 @@ pub struct Visit {
     pub contribution: Option<(Manifest, Envelope)>,
     /// What each other site says that it received as this visit's checkpoint.
     pub received_by: BTreeMap<SiteId, Digest>,
+    /// Sites whose gate the checkpoint did not pass.
+    pub refused_by: BTreeMap<SiteId, RefusalReason>,
 }
 
 impl Visit {
@@ -166,6 +168,7 @@ impl Round {
                 stalled: None,
                 contribution: None,
                 received_by: BTreeMap::new(),
+                refused_by: BTreeMap::new(),
             })
             .collect();
         Self {
@@ -209,7 +212,7 @@ impl Round {
         if visit.contribution.is_some() {
             let done = self.recipients(visit.number).all(|to| visit.is_held_by(to));
             if done { VisitPhase::HandedOver } else { VisitPhase::Contributed }
-        } else if visit.training {
+        } else if visit.training && !self.is_input_refused(visit.number) {
             VisitPhase::Training
         } else if site.is_some_and(|s| self.approvals.contains_key(s)) {
             VisitPhase::Approved
@@ -293,6 +296,24 @@ impl Round {
         let before = self.visit(previous)?;
         let weights = before.weights()?;
         let here = self.plan.site_of(previous) == Some(own) || before.is_held_by(own);
-        here.then_some(Some(weights))
+        let refused = before.refused_by.contains_key(own);
+        (here && !refused).then_some(Some(weights))
+    }
+
+    /// Whether the site of `visit` refused what it received for it.
+    fn is_input_refused(&self, visit: VisitNo) -> bool {
+        let before = visit.previous().and_then(|before| self.visit(before));
+        let site = self.plan.site_of(visit);
+        before.zip(site).is_some_and(|(before, site)| before.refused_by.contains_key(site))
+    }
+
+    /// The least validation Dice that the gate of `own` demands of what it received for `visit`.
+    #[must_use]
+    pub fn least_dice(&self, own: &SiteId, visit: VisitNo) -> Option<f64> {
+        visit.previous()?;
+        let figures = self.visits.iter().filter_map(|v| v.contribution.as_ref());
+        let own = figures.filter(|(m, _)| m.site == *own).map(|(m, _)| m.validation);
+        let best = own.flat_map(|v| [v.received_dice, v.trained_dice]).flatten().reduce(f64::max);
+        self.plan.gate.least_dice(best)
     }
 }

@@ -247,6 +247,15 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
             may_steer(round, &site, &own)?;
             round.aborted.insert(site.clone());
         }
+        ReceiptBody::Refused { visit, weights, reason } => {
+            let visit = known_visit(round, visit)?;
+            if visit.received_by.get(&site) != Some(&weights) {
+                return Err(Refusal::Phase("a site refuses a checkpoint that it received before"));
+            }
+            if *visit.refused_by.entry(site.clone()).or_insert(reason) != reason {
+                return Err(Refusal::Contradiction(site));
+            }
+        }
     }
     round.receipts.entry(site).or_default().push(envelope.clone());
     Ok(())

@@ -436,3 +436,61 @@ fn a_journal_from_before_is_replayed() {
     assert_eq!(round.passport(VisitNo(6)).unwrap().verify(state.roster()).unwrap().hops().len(), 6);
     assert!(state.effects().is_empty());
 }
+
+#[test]
+fn a_refused_checkpoint_is_not_trained_on_and_every_site_knows() {
+    let mut sites = sites();
+    let round = proposed(&mut sites);
+    let [uker, stanford, usz] = ["uker", "stanford", "usz"].map(|s| s.parse::<SiteId>().unwrap());
+    for site in sites.values_mut() {
+        site.tell(round, ReceiptBody::Approved).unwrap();
+    }
+    while turn(&mut sites) > 0 {}
+    sites.get_mut(&uker).unwrap().tell(round, ReceiptBody::Started).unwrap();
+    let first = |site: &Site| site.state.rounds()[&round].visit(VisitNo(1)).unwrap().clone();
+    while !first(&sites[&stanford]).is_held_by(&stanford) {
+        turn(&mut sites);
+    }
+    let visit = VisitNo(1);
+    let weights = first(&sites[&stanford]).weights().unwrap();
+    let refused = |weights, reason| ReceiptBody::Refused { visit, weights, reason };
+    for (site, weights) in [(&usz, weights), (&uker, weights), (&stanford, Digest::of(b"other"))] {
+        let site = sites.get_mut(site).unwrap();
+        let told = site.tell(round, refused(weights, RefusalReason::Norm));
+        assert!(matches!(told, Err(Refusal::Phase(_))), "{} did not receive it", site.id);
+    }
+    let trains =
+        |site: &Site| site.state.effects().iter().any(|e| matches!(e, Effect::Train { .. }));
+    let site = sites.get_mut(&stanford).unwrap();
+    assert!(trains(site));
+    site.tell(round, refused(weights, RefusalReason::Norm)).unwrap();
+    let other = site.tell(round, refused(weights, RefusalReason::Floor));
+    assert_eq!(other, Err(Refusal::Contradiction(stanford.clone())));
+    while turn(&mut sites) > 0 {}
+    for site in sites.values() {
+        assert_eq!(first(site).refused_by, [(stanford.clone(), RefusalReason::Norm)].into());
+        assert!(!trains(site), "{} trains", site.id);
+        let known = &site.state.rounds()[&round];
+        assert_eq!(known.phase(), RoundPhase::Running, "parked, not ended");
+        let mut replay = Replay::default();
+        site.records.iter().try_for_each(|r| replay.adopt(r)).unwrap();
+        assert_eq!(replay.finish().0, site.state);
+    }
+}
+
+#[test]
+fn a_drop_is_measured_against_the_sites_own_figures() {
+    let mut sites = sites();
+    let round = proposed(&mut sites);
+    let uker: SiteId = "uker".parse().unwrap();
+    let site = sites.get_mut(&uker).unwrap();
+    let trained = Validation { received_dice: Some(0.5), trained_dice: Some(0.75) };
+    let manifest = Manifest { validation: trained, ..site.manifest(round, VisitNo(1), None) };
+    let manifest = manifest.sign(&site.key).unwrap();
+    site.tell(round, ReceiptBody::Contributed { manifest }).unwrap();
+    let mut known = site.state.rounds()[&round].clone();
+    known.plan.gate = crate::gate::Gate { max_drop: Some(0.25), ..Default::default() };
+    assert_eq!(known.least_dice(&uker, VisitNo(1)), None, "what the plan names is not refused");
+    assert_eq!(known.least_dice(&uker, VisitNo(4)), Some(0.5));
+    assert_eq!(known.least_dice(&"usz".parse().unwrap(), VisitNo(3)), None);
+}

@@ -4,7 +4,7 @@
 //! Start at [`federation`] (sites that trust each other) and [`site`] (one of them). [`caller`] and
 //! [`hand`] are what knocks from outside: a stranger with any key, and a rostered site made by hand
 //! that lies as a test wants it to. [`proxy`] is a bad line between two of them,
-//! [`network`] the lines between all. [`trainer`] and [`stand_in`] train nothing. [`history`] reads journals. What a
+//! [`network`] the lines between all. [`trainer`], [`stand_in`] and [`work`] train nothing. [`history`] reads journals. What a
 //! scenario starts dies with it, and an unexpected `ERROR` or panic in a log fails it.
 #![allow(
     clippy::unwrap_used,
@@ -26,6 +26,7 @@ pub mod proxy;
 pub mod site;
 pub mod stand_in;
 pub mod trainer;
+pub mod work;
 
 use std::future::Future;
 use std::sync::OnceLock;

@@ -37,6 +37,8 @@ pub struct PlanText {
     pub method: &'static str,
     /// Widths of the network.
     pub widths: [u32; 4],
+    /// Further tables, such as `[gate]`.
+    pub tables: String,
 }
 
 impl PlanText {
@@ -51,18 +53,19 @@ impl PlanText {
             method: "lwf",
             epochs: 1,
             widths: [2, 3, 4, 6],
+            tables: String::new(),
         }
     }
 
     /// The file.
     #[must_use]
     pub fn toml(&self) -> String {
-        let Self { name, topology, sites, cycles, method, epochs, widths } = self;
+        let Self { name, topology, sites, cycles, method, epochs, widths, tables } = self;
         let seed = crate::seed();
         format!(
             "name = \"{name}\"\ntopology = \"{topology}\"\nsites = {sites:?}\ncycles = {cycles}\nseed = {seed}\n\
              [recipe]\npreset = \"paper\"\nmethod = \"{method}\"\nwidths = {widths:?}\nepochs = {epochs}\n\
-             segments_per_case = 4\nmini_batch = 4\nvalidate_every = 1000\nimportance_segments = 40\n"
+             segments_per_case = 4\nmini_batch = 4\nvalidate_every = 1000\nimportance_segments = 40\n{tables}"
         )
     }
 }

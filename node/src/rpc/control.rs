@@ -615,6 +615,7 @@ impl Control for ControlService {
             unreferenced: names(&report.unreferenced),
             missing: names(&report.missing),
             damaged: report.damaged,
+            quarantined: report.quarantined,
         }))
     }
 }

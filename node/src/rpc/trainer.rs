@@ -1,7 +1,7 @@
 //! The trainer's side door: tasks out, reports and weights in.
 
 use crate::store::{self, Store};
-use crate::trainer::{Trained, TrainerHub};
+use crate::trainer::{Failure, Trained, TrainerHub};
 use rondo::checkpoint::{self, Layout};
 use rondo::ids::Hasher;
 use rondo::manifest::{Counts, Validation};
@@ -42,16 +42,17 @@ impl TrainerService {
             Some(Report::Progress(progress)) => self.hub.report(progress),
             Some(Report::Result(result)) => {
                 let of = (digest("round", &result.round)?, visit(result.visit)?);
-                self.hub.finish(Some(of), self.trained(&result));
+                self.hub.finish(Some(of), self.trained(&result).map_err(Failure::Stalled));
             }
             Some(Report::Failure(failure)) => {
                 let of = (digest("round", &failure.round)?, visit(failure.visit)?);
                 let reason = match failure.reason() {
-                    FailureReason::Cohort => StallReason::Cohort,
-                    FailureReason::Diverged => StallReason::Diverged,
-                    FailureReason::Storage => StallReason::Storage,
+                    FailureReason::Cohort => StallReason::Cohort.into(),
+                    FailureReason::Diverged => StallReason::Diverged.into(),
+                    FailureReason::Storage => StallReason::Storage.into(),
+                    FailureReason::Floor => Failure::Floor,
                     FailureReason::Trainer | FailureReason::Unspecified => {
-                        StallReason::TrainerFailed
+                        StallReason::TrainerFailed.into()
                     }
                 };
                 self.hub.finish(Some(of), Err(reason));

@@ -161,7 +161,12 @@ async fn visit(
         }
         Err(_) if stop.load(Ordering::Relaxed) => return,
         Err(Failed(reason, e)) => {
-            tracing::error!(visit, "training failed: {e:#}");
+            // What another site made is no failure of this one.
+            if reason == FailureReason::Floor {
+                tracing::warn!(visit, "{e:#}");
+            } else {
+                tracing::error!(visit, "training failed: {e:#}");
+            }
             Report::Failure(TrainFailure { round, visit, reason: reason.into() })
         }
     };

@@ -1,9 +1,9 @@
 //! What an operator sees of a round.
 
-use crate::control::{HopView, RoundPhase, RoundView, VisitPhase, VisitView};
+use crate::control::{GateRefusalView, HopView, RoundPhase, RoundView, VisitPhase, VisitView};
 use rondo::ids::{RoundId, SiteId};
 use rondo::manifest::Manifest;
-use rondo::round::{self, Round, StallReason, Visit};
+use rondo::round::{self, RefusalReason, Round, StallReason, Visit};
 use std::collections::BTreeSet;
 
 /// The view of a round; live progress is the daemon's to add.
@@ -61,10 +61,25 @@ fn visit_view(round: &Round, visit: &Visit) -> VisitView {
         held_by: visit
             .received_by
             .keys()
-            .filter(|s| visit.is_held_by(s))
+            .filter(|s| visit.is_held_by(s) && !visit.refused_by.contains_key(s))
             .map(SiteId::to_string)
             .collect(),
         signed_at: manifest.map_or(0, |m| m.signed_at),
+        refused_by: visit
+            .refused_by
+            .iter()
+            .map(|(site, reason)| GateRefusalView {
+                site: site.to_string(),
+                reason: refusal_code(*reason).to_owned(),
+            })
+            .collect(),
+    }
+}
+
+const fn refusal_code(reason: RefusalReason) -> &'static str {
+    match reason {
+        RefusalReason::Norm => "norm",
+        RefusalReason::Floor => "floor",
     }
 }
 

@@ -192,6 +192,17 @@ pub struct VisitView {
     pub held_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(uint64, tag = "14")]
     pub signed_at: u64,
+    /// Sites whose gate the checkpoint did not pass.
+    #[prost(message, repeated, tag = "15")]
+    pub refused_by: ::prost::alloc::vec::Vec<GateRefusalView>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GateRefusalView {
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+    /// Code of the reason: `norm` or `floor`.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct ProgressView {
@@ -384,6 +395,9 @@ pub struct StoreReport {
     /// Digests that an open round needs, and that are not here.
     #[prost(string, repeated, tag = "6")]
     pub missing: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Names of files that were set aside: damaged ones, and those that the gate refused.
+    #[prost(string, repeated, tag = "7")]
+    pub quarantined: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

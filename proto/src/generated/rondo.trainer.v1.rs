@@ -68,6 +68,9 @@ pub struct TrainTask {
     /// SHA-256 of the checkpoint to start from; empty for a fresh model.
     #[prost(bytes = "vec", tag = "5")]
     pub received: ::prost::alloc::vec::Vec<u8>,
+    /// Least mean Dice of the received model on the validation cases; below it nothing is trained.
+    #[prost(double, optional, tag = "6")]
+    pub least_dice: ::core::option::Option<f64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TrainProgress {
@@ -264,6 +267,8 @@ pub enum FailureReason {
     Diverged = 3,
     /// Weights could not be fetched or stored.
     Storage = 4,
+    /// The received model validates below `least_dice`; nothing was trained.
+    Floor = 5,
 }
 impl FailureReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -277,6 +282,7 @@ impl FailureReason {
             Self::Cohort => "FAILURE_REASON_COHORT",
             Self::Diverged => "FAILURE_REASON_DIVERGED",
             Self::Storage => "FAILURE_REASON_STORAGE",
+            Self::Floor => "FAILURE_REASON_FLOOR",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -287,6 +293,7 @@ impl FailureReason {
             "FAILURE_REASON_COHORT" => Some(Self::Cohort),
             "FAILURE_REASON_DIVERGED" => Some(Self::Diverged),
             "FAILURE_REASON_STORAGE" => Some(Self::Storage),
+            "FAILURE_REASON_FLOOR" => Some(Self::Floor),
             _ => None,
         }
     }

@@ -152,6 +152,7 @@ async fn check(repair: bool, global: &Global, output: Output) -> Result<(), Fail
         "bytes": report.bytes,
         "incoming": report.incoming,
         "damaged": report.damaged,
+        "quarantined": report.quarantined,
         "unreferenced": report.unreferenced,
         "missing": report.missing,
         "repaired": repair,

@@ -21,6 +21,7 @@ pub(crate) struct Follower {
 struct Seen {
     phase: i32,
     held_by: BTreeSet<String>,
+    refused_by: BTreeSet<String>,
     stalled: String,
     epoch: u32,
     validation: Option<f64>,
@@ -94,6 +95,11 @@ impl Follower {
         for site in &v.held_by {
             if *site != v.site && seen.held_by.insert(site.clone()) {
                 lines.push(format!("{name}: handed over to {site}"));
+            }
+        }
+        for refusal in &v.refused_by {
+            if seen.refused_by.insert(refusal.site.clone()) {
+                lines.push(format!("{name}: refused by {}, {}", refusal.site, refusal.reason));
             }
         }
         if v.stalled != seen.stalled {

@@ -96,6 +96,7 @@ pub(crate) fn store_text(report: &StoreReport) -> String {
         ("damaged", &report.damaged),
         ("missing, but needed by an open round", &report.missing),
         ("of no round that this site knows", &report.unreferenced),
+        ("set aside in the folder `quarantine`", &report.quarantined),
     ] {
         for name in names {
             text.push_str(&format!("\n{what}: {name}"));

@@ -59,6 +59,7 @@ pub(crate) fn visit_json(v: &VisitView) -> Value {
         "updates": v.updates,
         "stalled": some(&v.stalled),
         "held_by": v.held_by,
+        "refused_by": v.refused_by.iter().map(|r| json!({"site": r.site, "reason": r.reason})).collect::<Vec<_>>(),
         "signed_at": (v.signed_at > 0).then_some(v.signed_at),
     })
 }
@@ -131,6 +132,9 @@ fn visits_table(visits: &[VisitView]) -> String {
         } else {
             format!("{}, stalled: {}", visit_phase(v.phase()), v.stalled)
         };
+        let state = v.refused_by.iter().fold(state, |state, refusal| {
+            format!("{state}, refused by {}: {}", refusal.site, refusal.reason)
+        });
         vec![
             v.visit.to_string(),
             v.cycle.to_string(),

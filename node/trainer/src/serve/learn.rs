@@ -46,8 +46,21 @@ pub(super) fn learn(
         None
     });
     let told = Instant::now();
-    let mut daemon = Daemon { task, unfinished, stop, reports, told, validation_dice: None };
-    let outcome = go_on(&visit, &site.device, identity, saved, &mut daemon).map_err(|e| {
+    if task.least_dice.is_some() && received.is_some() && visit.validation.is_empty() {
+        tracing::warn!(
+            "the plan demands a validation of the received model, but this site has no validation case: it is not judged here"
+        );
+    }
+    let mut daemon =
+        Daemon { task, unfinished, stop, reports, told, validation_dice: None, too_low: None };
+    let outcome = go_on(&visit, &site.device, identity, saved, &mut daemon);
+    if let Some((dice, least)) = daemon.too_low {
+        let e = anyhow::anyhow!(
+            "the received model validates at Dice {dice:.4}, but {least:.4} is the least that the plan accepts here; nothing was trained"
+        );
+        return Err(Failed(FailureReason::Floor, e));
+    }
+    let outcome = outcome.map_err(|e| {
         let reason = match &e {
             Error::NoCases(_) => FailureReason::Cohort,
             Error::NotFinite { .. } => FailureReason::Diverged,
@@ -80,6 +93,8 @@ struct Daemon<'t> {
     reports: mpsc::Sender<TrainerReport>,
     told: Instant,
     validation_dice: Option<f64>,
+    /// Validation of the received model, and the least that is accepted, if it is less.
+    too_low: Option<(f64, f64)>,
 }
 
 impl Daemon<'_> {
@@ -88,6 +103,10 @@ impl Daemon<'_> {
             Progress::Notice { text } => tracing::warn!("{text}"),
             Progress::Validated { epoch, dice } => {
                 self.validation_dice = Some(dice);
+                if epoch == 0 {
+                    self.too_low =
+                        self.task.least_dice.filter(|least| dice < *least).map(|l| (dice, l));
+                }
                 tracing::info!(epoch, dice, "validated");
             }
             Progress::Update {
@@ -133,7 +152,11 @@ impl Daemon<'_> {
 impl Listener for Daemon<'_> {
     fn hear(&mut self, event: Progress) -> ControlFlow<()> {
         self.tell(event);
-        if self.stops() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if self.stops() || self.too_low.is_some() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 
     fn stops(&mut self) -> bool {
