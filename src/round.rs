@@ -15,7 +15,7 @@ pub use effect::Effect;
 pub use event::Event;
 pub use receipt::{Receipt, ReceiptBody, RefusalReason, StallReason};
 pub use state::{Imported, Round, RoundPhase, SiteState, Visit, VisitPhase};
-pub use step::{IMPORTED_MAX, OPEN_ROUNDS_MAX, PROPOSALS_MAX, Refusal, step};
+pub use step::{IMPORTED_MAX, OPEN_ROUNDS_MAX, PROPOSALS_MAX, Refusal, UNAPPROVED_MAX, step};
 
 #[cfg(test)]
 mod steer_tests;

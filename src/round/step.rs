@@ -14,6 +14,9 @@ use crate::trust::{self, SiteCard};
 pub const OPEN_ROUNDS_MAX: usize = 64;
 /// Plans of one peer that wait for this site's approval at most.
 pub const PROPOSALS_MAX: usize = 8;
+/// Plans of one peer that this site never approved at most, whatever became of them: a peer that
+/// aborts its own proposals must not fill the journal.
+pub const UNAPPROVED_MAX: usize = 256;
 /// Models of other rounds that a site may import.
 pub const IMPORTED_MAX: usize = 1024;
 
@@ -301,13 +304,13 @@ fn propose(
     // A plan that this site did not approve counts against whoever brought it, not against the site.
     let open = |r: &&Round| !r.phase().is_over();
     let approved = |r: &&Round| r.approvals.contains_key(own);
-    let (taken, limit) = if by == own {
-        (state.rounds.values().filter(open).filter(approved).count(), OPEN_ROUNDS_MAX)
+    let crowded = if by == own {
+        state.rounds.values().filter(open).filter(approved).count() >= OPEN_ROUNDS_MAX
     } else {
-        let theirs = state.rounds.values().filter(|r| r.proposer == *by && !approved(r));
-        (theirs.filter(open).count(), PROPOSALS_MAX)
+        let theirs = || state.rounds.values().filter(|r| r.proposer == *by && !approved(r));
+        theirs().filter(open).count() >= PROPOSALS_MAX || theirs().count() >= UNAPPROVED_MAX
     };
-    if taken >= limit {
+    if crowded {
         return Err(Refusal::Limit("too many open rounds or unapproved proposals at this site"));
     }
     state.rounds.insert(id, Round::new(plan, by.clone()));

@@ -293,6 +293,29 @@ fn a_peer_cannot_fill_a_site_with_plans() {
         }
     }
     assert_eq!(taken, PROPOSALS_MAX);
+    // Aborting what it proposed makes room for the next, and not for ever.
+    let abort = |target: &mut Site, round| {
+        for (number, body) in [(2, ReceiptBody::Approved), (3, ReceiptBody::Aborted)] {
+            let receipt = Receipt { round, site: usz.clone(), number, at: 1, body };
+            let receipt = receipt.sign(&flood.key).unwrap();
+            target.adopt(&Event::Receipt { receipt }).unwrap();
+        }
+    };
+    let ids: Vec<_> = target.state.rounds().keys().copied().collect();
+    ids.into_iter().for_each(|id| abort(&mut target, id));
+    let mut made = 0;
+    while made <= UNAPPROVED_MAX {
+        let mut plan = plan();
+        plan.name = format!("aborted {made}");
+        let text = String::from_utf8(plan.canonical()).unwrap();
+        if target.adopt(&propose(plan.round(), 1, &text)).is_err() {
+            break;
+        }
+        abort(&mut target, plan.round());
+        made += 1;
+    }
+    let theirs = target.state.rounds().values().filter(|r| r.proposer == usz).count();
+    assert_eq!(theirs, UNAPPROVED_MAX);
     let mut own = plan();
     own.name = "own".to_owned();
     let text = String::from_utf8(own.canonical()).unwrap();
