@@ -160,6 +160,8 @@ impl Journal {
 mod tests {
     use super::*;
     use crate::identity::{Identity, NewSite};
+    use rondo::ids::VisitNo;
+    use rondo::round::RoundPhase;
 
     #[test]
     fn a_journal_is_replayed_and_damage_is_named() {
@@ -188,5 +190,78 @@ mod tests {
         crate::durable::write(&path, &[7; 5000], crate::durable::Mode::Private).unwrap();
         let error = Journal::open(&path).err().unwrap().to_string();
         assert!(error.contains("Restore the journal from a backup"), "{error}");
+    }
+    /// What the first release wrote at site usz: a round of two cycles that stalled once, a model of
+    /// another round that came as a file, and a peer that was revoked.
+    const FIRST_RELEASE: &[u8] = include_bytes!("../../src/fixtures/0.1/journal.sqlite");
+
+    #[test]
+    fn a_journal_of_the_first_release_means_what_it_meant() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join(FILE);
+        let open = |bytes: &[u8]| {
+            crate::durable::write(&path, bytes, crate::durable::Mode::Private).unwrap();
+            Journal::open(&path)
+        };
+        assert!(open(&FIRST_RELEASE[..FIRST_RELEASE.len() / 2]).is_err(), "it is looked at");
+        let (journal, state) = open(FIRST_RELEASE).unwrap();
+        assert_eq!(journal.len(), 30);
+        let tip = "07d5243e6daa";
+        assert_eq!(journal.tip.digest.short().to_string(), tip);
+        assert_eq!(state.own().unwrap().site.as_str(), "usz");
+        let trusted = |site: &str| state.roster().trusted(&site.parse().unwrap()).is_ok();
+        assert_eq!([trusted("uker"), trusted("usz"), trusted("nyu")], [true, true, false]);
+        let (id, round) = state.rounds().first_key_value().unwrap();
+        assert_eq!((state.rounds().len(), id.short().to_string()), (1, "eec197922ca0".to_owned()));
+        assert_eq!(round.phase(), RoundPhase::Finished);
+        let told: Vec<_> = round.receipts.iter().map(|(s, r)| (s.as_str(), r.len())).collect();
+        assert_eq!(told, [("uker", 10), ("usz", 7)]);
+        let visits: Vec<_> =
+            round.visits.iter().map(|v| v.weights().unwrap().short().to_string()).collect();
+        assert_eq!(visits, ["cd51f9abbe68", "56bbd9513033", "17f3ca339c05", "84f472499e0a"]);
+        let passport = round.passport(VisitNo(4)).unwrap();
+        assert_eq!(passport.verify(state.roster()).unwrap().hops().len(), 4);
+        let imported: Vec<_> = state.imported().keys().map(|d| d.short().to_string()).collect();
+        assert_eq!(imported, ["cd51f9abbe68"]);
+        assert!(state.effects().is_empty(), "{:?}", state.effects());
+    }
+
+    #[test]
+    fn a_full_disk_is_named_changes_nothing_and_is_over_with_space() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join(FILE);
+        crate::durable::write(&path, FIRST_RELEASE, crate::durable::Mode::Private).unwrap();
+        let (mut journal, state) = Journal::open(&path).unwrap();
+        assert!(state.roster().trusted(&"uker".parse().unwrap()).is_ok());
+        let event = Event::PeerRevoked { site: "uker".parse().unwrap() };
+        // No page beyond those that are there, as on a disk without space.
+        let have = journal_pages(&journal.connection, 1);
+        let mut last = Ok(());
+        let mut kept = journal.len();
+        for _ in 0..1000 {
+            last = journal.append(&event);
+            if last.is_err() {
+                break;
+            }
+            kept += 1;
+        }
+        let error = last.unwrap_err().to_string();
+        for part in ["writing the journal", "full", "Free space on this disk; nothing was lost"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(journal.len(), kept, "what was not written does not count");
+        assert!(journal.append(&event).is_err());
+        journal_pages(&journal.connection, have + 1000);
+        journal.append(&event).unwrap();
+        drop(journal);
+        let (journal, state) = Journal::open(&path).unwrap();
+        assert_eq!(journal.len(), kept + 1, "no gap and nothing twice");
+        assert!(state.roster().trusted(&"uker".parse().unwrap()).is_err());
+    }
+
+    /// Limits the file to so many pages; the limit then, which is never below what is there.
+    fn journal_pages(connection: &Connection, pages: i64) -> i64 {
+        let set = format!("PRAGMA max_page_count = {pages}");
+        connection.query_row(&set, [], |row| row.get(0)).unwrap()
     }
 }
