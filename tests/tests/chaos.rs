@@ -134,8 +134,10 @@ impl Chaos {
                 ("both killed", Some(Trouble::Dead), self.draw.millis(0, 2000))
             }
             4 => {
-                let all = site.processes();
-                let pid = all[self.draw.below(all.len() as u64) as usize].pid;
+                let daemon = site.pid().unwrap();
+                let pids: Vec<u32> =
+                    site.trainers().iter().map(|p| p.pid).chain([daemon]).collect();
+                let pid = pids[self.draw.below(pids.len() as u64) as usize];
                 signal(pid, Signal::STOP);
                 ("stopped for a while", Some(Trouble::Stopped(pid)), self.draw.millis(200, 3000))
             }

@@ -5,8 +5,10 @@ use rondo_proto::control::{RoundPhase, RoundView, VisitPhase};
 use rondo_tests::federation::Federation;
 use rondo_tests::hand::digest;
 use rondo_tests::material::PlanText;
+use rondo_tests::programs::signal;
 use rondo_tests::site::{Site, request};
 use rondo_tests::{eventually, history, log};
+use rustix::process::Signal;
 use std::time::{Duration, Instant};
 use tokio_stream::StreamExt as _;
 
@@ -101,4 +103,36 @@ async fn a_hand_over_survives_the_death_of_both_its_ends() {
     assert_eq!(view.visits[1].parent, weights);
     all.each_visit_once(&view).await;
     all.passport_verifies(&view).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_visit_that_was_killed_in_its_middle_gives_the_very_same_model() {
+    let mut all = Federation::with_trainers(&["uker"]).await;
+    let mut models = Vec::new();
+    for killed in ["nobody", "trainer", "daemon", "both"] {
+        // Rounds differ by their names alone, and so their visits have the same seed.
+        let plan = PlanText { name: killed, epochs: 16, ..PlanText::swt(&["uker"]) };
+        let round = all.agree(&plan).await;
+        let site = &mut all.sites[0];
+        site.ready_to_train().await;
+        site.begin(&round).await.unwrap();
+        if killed != "nobody" {
+            let (update, updates) = middle_of(site, &round, 1).await;
+            println!("killed {killed} at update {update} of {updates}");
+            if killed != "daemon" {
+                site.trainers().iter().for_each(|p| signal(p.pid, Signal::KILL));
+            }
+            if killed != "trainer" {
+                site.kill();
+                site.start();
+                site.ready().await;
+            }
+        }
+        let view = all.finished(&round, 3 * VISIT).await;
+        let said = log::text(&all.sites[0].trainer_log());
+        let resumed = said.matches("going on after update").count();
+        assert_eq!(resumed, models.len(), "killed {killed}, and it began anew:\n{said}");
+        models.push(view.visits[0].weights.clone());
+    }
+    assert!(models.iter().all(|model| *model == models[0]), "not bit for bit: {models:?}");
 }
