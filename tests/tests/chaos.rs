@@ -1,7 +1,12 @@
 //! A round under a script that kills, stops, cuts off and delays everybody at random, for as long as
 //! the round lasts. `RONDO_TESTS_SEED` plays a script again (the system's own timing stays its own);
 //! `RONDO_CHAOS_MINUTES` goes on with further rounds for so long.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it did"
+)]
 
 use rondo_imaging::phantom::Centre;
 use rondo_proto::control::{RoundPhase, VisitPhase};
@@ -220,7 +225,7 @@ impl Chaos {
         while !self.over(&round).await {
             assert!(begun.elapsed() < STUCK, "it does not end by itself, after {:?}", self.done);
             self.strike();
-            let pause = self.draw.millis(200, 1500);
+            let pause = self.draw.millis(300, 1700);
             tokio::time::sleep(pause).await;
             self.mend(|end| end <= Instant::now());
         }
