@@ -5,9 +5,11 @@
 //! threads that serve connections.
 
 mod incoming;
+mod landing;
 mod outgoing;
 
 pub use incoming::{Incoming, Spent};
+pub(crate) use landing::{Aligned, Landing};
 pub use outgoing::{Outgoing, send};
 
 use crate::pace::Patience;
@@ -76,7 +78,11 @@ pub async fn next(
 fn write_all(mut incoming: Incoming, mut inbox: mpsc::Receiver<Chunk>) -> Result<Incoming, Error> {
     let mut outcome = Ok(());
     while let Some(chunk) = inbox.blocking_recv() {
-        outcome = incoming.accept(chunk.index, chunk.offset, &chunk.data);
+        outcome = incoming.take(chunk.index, chunk.offset, &chunk.data);
+        // Larger writes where the disk is slower than the line, and at once where it is not.
+        if outcome.is_ok() && inbox.is_empty() {
+            outcome = incoming.write();
+        }
         if outcome.is_err() {
             break;
         }

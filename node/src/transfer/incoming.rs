@@ -4,14 +4,15 @@
 //! so that going on does not read gigabytes again. It is believed for that and nothing else: the
 //! checkpoint counts as received only after its whole digest, whatever the record says.
 
+use super::landing::{Aligned, Landing};
 use crate::durable::{self, Mode};
 use crate::store::Error;
 use rondo::checkpoint::Layout;
 use rondo::ids::{Digest, Hasher};
 use rondo::transfer::{self, ChunkTable, Receiving};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -45,7 +46,7 @@ pub struct Spent {
 pub struct Incoming {
     path: PathBuf,
     target: PathBuf,
-    file: Arc<File>,
+    file: Arc<Landing>,
     layout: Layout,
     receiving: Receiving,
     /// The chunk that is under way.
@@ -60,7 +61,9 @@ pub struct Incoming {
 #[derive(Debug, Default)]
 struct Open {
     index: u32,
-    data: Vec<u8>,
+    data: Aligned,
+    /// How much of it is written.
+    written: usize,
     /// Its beginning was found on disk, so that damage need not be the sender's fault.
     found: bool,
 }
@@ -68,7 +71,7 @@ struct Open {
 /// Threads that work beside the one that writes.
 #[derive(Debug)]
 struct Helpers {
-    whole: SyncSender<(u32, Vec<u8>)>,
+    whole: SyncSender<(u32, Aligned)>,
     hashing: JoinHandle<Prefix>,
     synced: SyncSender<Vec<u32>>,
     syncing: JoinHandle<Result<Duration, Error>>,
@@ -86,6 +89,11 @@ fn fail(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { what, path: path.to_owned(), source }
 }
 
+/// Bytes of a chunk in memory; a table with larger ones than fit is refused before.
+fn room(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or_default()
+}
+
 impl Incoming {
     /// Begins at `path`, or goes on with what is there; the checkpoint ends at `target`.
     pub(crate) fn open(
@@ -95,9 +103,7 @@ impl Incoming {
         layout: Layout,
     ) -> Result<Self, Error> {
         let receiving = Receiving::begin(table)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = Arc::new(options.open(&path).map_err(fail("opening", &path))?);
+        let file = Arc::new(Landing::open(&path).map_err(fail("opening", &path))?);
         let mut this = Self {
             path,
             target,
@@ -116,7 +122,7 @@ impl Incoming {
 
     /// Finds what is on disk: what the record names is not read, everything else is verified.
     fn take_stock(&mut self) -> Result<(), Error> {
-        let length = self.file.metadata().map_err(fail("reading", &self.path))?.len();
+        let length = self.file.file().metadata().map_err(fail("reading", &self.path))?.len();
         let table = self.receiving.table().clone();
         let recorded = recorded(&record_path(&self.path), &table);
         for index in 0..u32::try_from(table.chunks.len()).unwrap_or(u32::MAX) {
@@ -138,8 +144,9 @@ impl Incoming {
         if let Some(index) = self.receiving.missing().first().copied() {
             let range = table.range(u64::from(index))?;
             if (range.start + 1..range.end).contains(&length) {
-                let data = self.read(range.start, length)?;
-                self.open = Open { index, data, found: true };
+                let mut data = Aligned::with_capacity(room(range.end - range.start));
+                data.push(&self.read(range.start, length)?);
+                self.open = Open { index, written: data.len(), data, found: true };
             }
         }
         Ok(())
@@ -147,7 +154,7 @@ impl Incoming {
 
     fn read(&self, start: u64, end: u64) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; usize::try_from(end - start).unwrap_or_default()];
-        self.file.read_exact_at(&mut bytes, start).map_err(fail("reading", &self.path))?;
+        self.file.file().read_exact_at(&mut bytes, start).map_err(fail("reading", &self.path))?;
         Ok(bytes)
     }
 
@@ -180,23 +187,28 @@ impl Incoming {
         self.receiving.table().bytes
     }
 
-    /// Takes a piece of a missing chunk: its beginning, or what follows on the piece before.
+    /// Takes a piece of a missing chunk, and writes it: its beginning, or what follows on the piece before.
     ///
     /// # Errors
     /// A refused chunk by its digest and index, or what the disk said.
     pub fn accept(&mut self, index: u32, offset: u32, data: &[u8]) -> Result<(), Error> {
+        self.take(index, offset, data)?;
+        self.write()
+    }
+
+    /// As [`Incoming::accept`], but a chunk that is not whole yet may stay unwritten until
+    /// [`Incoming::write`].
+    pub(super) fn take(&mut self, index: u32, offset: u32, data: &[u8]) -> Result<(), Error> {
         if !self.receiving.is_missing(u64::from(index)) {
             return Err(Error::Repeated(index));
         }
         let range = self.receiving.table().range(u64::from(index))?;
         // What was begun is finished first, or a stream could go on for ever.
         if offset == 0 && (self.open.found || self.open.data.is_empty()) {
-            self.open.index = index;
-            self.open.found = false;
-            self.open.data.clear();
+            self.open = Open { index, ..Open::default() };
         }
         let expected = range.end - range.start;
-        let length = usize::try_from(expected).unwrap_or_default();
+        let length = room(expected);
         let (here, given) = (self.open.data.len(), usize::try_from(offset).unwrap_or(usize::MAX));
         if self.open.index != index || here != given || data.is_empty() {
             return Err(Error::Gap(index));
@@ -206,26 +218,41 @@ impl Incoming {
             let found = (here + data.len()) as u64;
             return Err(transfer::Error::Length { checkpoint, index, expected, found }.into());
         }
-        let begun = Instant::now();
-        let at = range.start + u64::from(offset);
-        self.file.write_all_at(data, at).map_err(fail("writing", &self.path))?;
-        self.spent.write += begun.elapsed();
         if here == 0 {
-            self.open.data.reserve_exact(length);
+            self.open.data = Aligned::with_capacity(length);
         }
-        self.open.data.extend_from_slice(data);
-        if self.open.data.len() == length { self.complete(range.start) } else { Ok(()) }
+        self.open.data.push(data);
+        if self.open.data.len() == length {
+            self.write()?;
+            self.complete(range.start)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what was taken.
+    pub(super) fn write(&mut self) -> Result<(), Error> {
+        let Open { index, data, written, .. } = &mut self.open;
+        let rest = data.get().get(*written..).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let at = self.receiving.table().range(u64::from(*index))?.start + *written as u64;
+        self.file.write_at(rest, at).map_err(fail("writing", &self.path))?;
+        *written += rest.len();
+        self.spent.write += begun.elapsed();
+        Ok(())
     }
 
     /// Verifies the chunk under way, now that it is whole.
     fn complete(&mut self, start: u64) -> Result<(), Error> {
         let begun = Instant::now();
-        let Open { index, data, found } = std::mem::take(&mut self.open);
-        if let Err(e) = self.receiving.accept(u64::from(index), &data) {
+        let Open { index, data, found, .. } = std::mem::take(&mut self.open);
+        if let Err(e) = self.receiving.accept(u64::from(index), data.get()) {
             // Half of it lay here since before, perhaps torn: it is asked for again as a whole.
             return if found { Ok(()) } else { Err(e.into()) };
         }
-        if let Err(e) = self.layout.check_piece(start, &data) {
+        if let Err(e) = self.layout.check_piece(start, data.get()) {
             // As signed, and yet no model: no other bytes will ever come for this digest.
             self.discard()?;
             return Err(e.into());
@@ -256,12 +283,13 @@ impl Incoming {
         let (synced, batches) = sync_channel(1);
         let (file, path, table) =
             (self.file.clone(), self.path.clone(), self.receiving.table().clone());
-        let syncing = std::thread::spawn(move || keep(&file, &path, &table, &batches));
+        let syncing = std::thread::spawn(move || keep(file.file(), &path, &table, &batches));
         Helpers { whole, hashing, synced, syncing }
     }
 
-    /// Waits for the threads beside this one, so that they never outlive it.
+    /// Writes what was taken and waits for the threads beside this one, so that they never outlive it.
     pub(super) fn settle(&mut self) -> Result<(), Error> {
+        let written = self.write();
         let Some(Helpers { whole, hashing, synced, syncing }) = self.helpers.take() else {
             return Ok(());
         };
@@ -270,7 +298,7 @@ impl Incoming {
         self.spent.whole += std::mem::take(&mut self.prefix.spent);
         let lost = |_| fail("syncing", &self.path)(io::Error::other("its thread broke"));
         self.spent.sync += syncing.join().map_err(lost)??;
-        Ok(())
+        written
     }
 
     /// Removes what was received.
@@ -308,7 +336,7 @@ impl Incoming {
             return Err(e.into());
         }
         let begun = Instant::now();
-        self.file.sync_all().map_err(fail("writing", &self.path))?;
+        self.file.file().sync_all().map_err(fail("writing", &self.path))?;
         remove(&record_path(&self.path))?;
         durable::rename(&self.path, &self.target).map_err(fail("storing", &self.path))?;
         self.spent.sync += begun.elapsed();
@@ -338,12 +366,12 @@ impl Incoming {
 }
 
 /// Hashes chunks as long as they come in their order.
-fn follow(chunks: &Receiver<(u32, Vec<u8>)>) -> Prefix {
+fn follow(chunks: &Receiver<(u32, Aligned)>) -> Prefix {
     let mut prefix = Prefix::default();
     for (index, data) in chunks {
         if index == prefix.next {
             let begun = Instant::now();
-            prefix.hasher.update(&data);
+            prefix.hasher.update(data.get());
             prefix.next += 1;
             prefix.spent += begun.elapsed();
         }
@@ -433,6 +461,7 @@ mod tests {
     use crate::store::Store;
     use rondo::checkpoint::Extras;
     use rondo::recipe::Architecture;
+    use std::fs::OpenOptions;
 
     /// Some 40 MB, more than is received without a record.
     fn scene() -> (tempfile::TempDir, Store, Vec<u8>, ChunkTable, Layout) {
