@@ -5,12 +5,14 @@ use crate::transfer::Incoming;
 use rondo::checkpoint::{self, Layout};
 use rondo::ids::{Digest, Hasher};
 use rondo::transfer::{self, ChunkTable};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What names of checkpoints begin with that are not whole yet.
 const DRAFT: &str = ".upload-";
@@ -64,10 +66,25 @@ fn advice(source: &io::Error) -> &'static str {
     }
 }
 
+/// What changes of a file whenever somebody writes to it, or puts another one in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp([u64; 3], [i64; 2]);
+
+impl Stamp {
+    fn of(file: &File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        Ok(Self([meta.dev(), meta.ino(), meta.len()], [meta.ctime(), meta.ctime_nsec()]))
+    }
+}
+
+/// Checkpoints whose digest this process computed and that were not read since, as their files were then.
+type Proved = Arc<Mutex<BTreeMap<Digest, Stamp>>>;
+
 /// The checkpoints of a site.
 #[derive(Debug, Clone)]
 pub struct Store {
     folder: PathBuf,
+    proved: Proved,
 }
 
 impl Store {
@@ -83,7 +100,7 @@ impl Store {
                 .create(&path)
                 .map_err(|source| Error::Io { what: "creating", path: path.clone(), source })?;
         }
-        let this = Self { folder: folder.to_owned() };
+        let this = Self { folder: folder.to_owned(), proved: Proved::default() };
         // What a daemon was killed over is no checkpoint, and nobody else writes here.
         let folder = this.folder.join("checkpoints");
         let fail = |source| Error::Io { what: "tidying", path: folder.clone(), source };
@@ -154,7 +171,10 @@ impl Store {
         let path = self.path(digest);
         let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
         match opened {
-            Ok((bytes, file)) => Ok(Stored { path, file, digest, bytes }),
+            Ok((bytes, file)) => {
+                let proved = self.proved.clone();
+                Ok(Stored { path, file, digest, bytes, proved })
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::Absent(digest)),
             Err(source) => Err(Error::Io { what: "reading", path, source }),
         }
@@ -211,6 +231,7 @@ pub struct Stored {
     file: File,
     digest: Digest,
     bytes: u64,
+    proved: Proved,
 }
 
 impl Stored {
@@ -239,13 +260,32 @@ impl Stored {
     /// [`Error::Damaged`] if its bytes are no longer those of its digest.
     pub fn table(&self) -> Result<ChunkTable, Error> {
         let fail = |source| Error::Io { what: "reading", path: self.path.clone(), source };
+        let before = Stamp::of(&self.file).map_err(fail)?;
         let table = ChunkTable::read(&mut &self.file, self.bytes).map_err(fail)?;
         let found = table.object;
         if found == self.digest {
+            self.proved().insert(self.digest, before);
             Ok(table)
         } else {
             Err(Error::Damaged { expected: self.digest, found })
         }
+    }
+
+    /// How the file was when this process computed its digest, for one who reads it soon after. It is
+    /// given once: who comes again may do so because the disk lost something.
+    #[must_use]
+    pub fn take_proof(&self) -> Option<Stamp> {
+        self.proved().remove(&self.digest)
+    }
+
+    /// Whether nobody has written to the file since.
+    #[must_use]
+    pub fn is_as(&self, stamp: Stamp) -> bool {
+        Stamp::of(&self.file).is_ok_and(|now| now == stamp)
+    }
+
+    fn proved(&self) -> MutexGuard<'_, BTreeMap<Digest, Stamp>> {
+        self.proved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Proves that it is as signed in `table` and has `layout`, a chunk at a time.
@@ -309,13 +349,19 @@ mod tests {
         assert_eq!(store.get(digest).unwrap(), object);
         assert_eq!(store.put(&object).unwrap(), digest);
         let stored = store.find(digest).unwrap();
+        assert!(stored.take_proof().is_none());
         assert_eq!(stored.table().unwrap(), table);
         stored.check(&table, &layout).unwrap();
+        let proof = store.find(digest).unwrap().take_proof().unwrap();
+        assert!(stored.is_as(proof) && stored.take_proof().is_none(), "given once");
 
         let path = folder.path().join("checkpoints").join(digest.to_string());
         let mut bad = object.clone();
         bad[300_000] ^= 1;
+        File::options().write(true).open(&path).unwrap().write_all_at(&[1], 0).unwrap();
+        assert!(!stored.is_as(proof), "somebody wrote to it");
         durable::write(&path, &bad, Mode::Private).unwrap();
+        assert!(!store.find(digest).unwrap().is_as(proof), "another file");
         assert!(matches!(store.get(digest), Err(Error::Damaged { .. })));
         let stored = store.find(digest).unwrap();
         assert!(matches!(stored.table(), Err(Error::Damaged { .. })));
