@@ -18,6 +18,12 @@ fn threshold(card: &SiteCard, now: u64) -> Option<u64> {
     WARN_DAYS.into_iter().find(|days| left <= days * DAY_S)
 }
 
+/// The threshold that a card has come below, in days: 0 once it is over, none while there is time.
+#[must_use]
+pub fn below_days(card: &SiteCard, now: u64) -> Option<u64> {
+    if card.valid_until < now { Some(0) } else { threshold(card, now) }
+}
+
 /// What there is to say about the validity of `card`.
 #[must_use]
 pub fn warnings(card: &SiteCard, now: u64) -> Vec<String> {
@@ -42,9 +48,7 @@ pub async fn watch(daemon: Daemon) {
         let state = states.borrow_and_update().clone();
         let now = unix_now();
         for (site, peer) in state.roster().peers().filter(|(_, peer)| !peer.revoked) {
-            let Some(days) = threshold(&peer.card, now) else { continue };
-            // An expired card is said once more than one that is about to.
-            let days = if peer.card.valid_until < now { 0 } else { days };
+            let Some(days) = below_days(&peer.card, now) else { continue };
             let mark = (peer.card.valid_until, days);
             if said.insert(site.clone(), mark) != Some(mark) {
                 for warning in warnings(&peer.card, now) {
@@ -81,9 +85,11 @@ mod tests {
         assert_eq!(warnings(&card, left(31)), Vec::<String>::new());
         let expected = [(30, 30), (15, 30), (14, 14), (8, 14), (7, 7), (2, 7), (1, 1), (0, 1)];
         for (days, mark) in expected {
-            assert_eq!(threshold(&card, left(days)), Some(mark), "{days} days left");
+            assert_eq!(below_days(&card, left(days)), Some(mark), "{days} days left");
             assert_eq!(warnings(&card, left(days)).len(), 1);
         }
+        assert_eq!(below_days(&card, left(31)), None);
+        assert_eq!(below_days(&card, card.valid_until + 1), Some(0));
         assert!(warnings(&card, left(14))[0].contains("expires in 14 days"));
         assert!(warnings(&card, card.valid_until + 1)[0].contains("has expired"));
     }

@@ -1,6 +1,7 @@
 //! Figures for the site's own monitoring: Prometheus text, on loopback only.
 
 use crate::daemon::{Daemon, unix_now};
+use crate::expiry;
 use crate::ledger::Egress;
 use crate::reason::Refusals;
 use hyper::server::conn::http1;
@@ -104,6 +105,12 @@ impl Metrics {
         });
         let help = "Seconds until a card is over, this site's own and its peers'.";
         family(&mut text, "rondo_card_expiry_seconds", "gauge", help, cards);
+        let warned =
+            state.roster().peers().filter(|(_, peer)| !peer.revoked).filter_map(|(site, p)| {
+                Some((format!("{{site=\"{site}\"}}"), expiry::below_days(&p.card, unix_now())?))
+            });
+        let help = "Cards that this site warns of: below so many days, 0 once over.";
+        family(&mut text, "rondo_card_expiry_warning_days", "gauge", help, warned);
         let help = "Bytes in the store, checkpoints on their way in included.";
         family(&mut text, "rondo_store_bytes", "gauge", help, one(bytes_below(&self.store)));
         text

@@ -3,6 +3,7 @@
 use crate::identity::{Identity, Own, public_key_digest};
 use rondo::ids::SiteId;
 use rondo::round::SiteState;
+use rondo::trust::SiteCard;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -91,7 +92,11 @@ impl Pins {
         // Its own card is in a site's roster, but a site has no business calling itself.
         let own = state.own().map(|card| &card.site);
         let card = state.roster().by_tls_key(&key).filter(|card| Some(&card.site) != own);
+        let owns =
+            |card: &SiteCard| card.tls_key == key || card.next.is_some_and(|n| n.tls_key == key);
+        let revoked = || state.roster().peers().any(|(_, p)| p.revoked && owns(&p.card));
         match card {
+            None if revoked() => refused(CertificateError::Revoked),
             None => refused(CertificateError::UnknownIssuer),
             Some(card) if self.expected.as_ref().is_some_and(|site| *site != card.site) => {
                 refused(CertificateError::NotValidForName)

@@ -397,6 +397,7 @@ async fn refusals_carry_their_reason_everywhere() {
         "rondo_egress_bytes_total{peer=\"uker\",kind=\"http2\"} ",
         "rondo_journal_records ",
         "rondo_card_expiry_seconds{site=\"uker\"} ",
+        "# TYPE rondo_card_expiry_warning_days gauge",
         "rondo_store_bytes 0",
     ] {
         assert!(figures.contains(line), "{line} is not in:\n{figures}");

@@ -48,7 +48,9 @@ async fn greet(who: &Shows, server: SocketAddr) -> Result<String, tonic::Status>
 
 #[tokio::test]
 async fn only_pinned_keys_finish_the_handshake() {
-    use rustls::AlertDescription::{CertificateRequired, DecryptError, UnknownCA};
+    use rustls::AlertDescription::{
+        CertificateRequired, CertificateRevoked, DecryptError, UnknownCA,
+    };
     let mut all = Federation::without_trainers(&["uker"]).await;
     let friend = Hand::init(all.folder(), "usz");
     let home = all.folder().join("usz");
@@ -67,13 +69,15 @@ async fn only_pinned_keys_finish_the_handshake() {
     let refusals = all.sites[0].log_text().matches("connection refused").count();
     assert!(refusals >= 5, "every refusal is in the log, not {refusals}");
 
-    // Revoked: the key that was good a moment ago is a stranger's again.
+    // Revoked: the key that was good a moment ago is told so.
     all.sites[0].stop();
     let site = friend.identity.own.site.clone();
     history::append(&all.sites[0].home, &Event::PeerRevoked { site });
     all.sites[0].start();
     all.sites[0].ready().await;
-    assert_eq!(refusal(&Shows::keys_of(&home), server).await, UnknownCA);
+    assert_eq!(refusal(&Shows::keys_of(&home), server).await, CertificateRevoked);
+    let log = all.sites[0].log_text();
+    assert!(log.contains("reason=revoked") || log.contains("reason=\"revoked\""), "{log}");
 }
 
 #[tokio::test]
