@@ -109,9 +109,11 @@ bench-imaging: ## Only its part about images: N4, evaluation, DICOM, preprocessi
 	cargo bench --locked --quiet --profile dev --workspace --bench imaging -- "$${peer[@]}" $(BENCH)
 
 # The daemon as it is shipped: in the daily profile the libraries below it are not optimised.
-bench-transfer: ## Only its part about transfer: 1 GiB between two daemons, in turns with bare TLS (BENCH='--size 64MiB --json')
+bench-transfer: ## Only its part about transfer: 1 GiB between two daemons, in turns with bare TLS, and over a shaped link where permitted (BENCH='--size 64MiB --json')
 	cargo build --locked --quiet --release -p rondo-node
 	@$(TARGET_DIR)/release/rondo-node bench transfer $(BENCH)
+	@$(TARGET_DIR)/release/rondo-node bench transfer --link-mbit-s 1000 $(BENCH)
+	@$(TARGET_DIR)/release/rondo-node bench transfer --link-mbit-s 1000 --rtt-ms 64 $(BENCH)
 
 bench-round: ## Only its part about rounds: 3 sites x 4 cycles of 2.6 MB without training (BENCH='--repeats 10 --json')
 	cargo build --locked --quiet --release -p rondo-node

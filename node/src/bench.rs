@@ -5,6 +5,7 @@
 //! The bench is their operator and their trainer.
 
 mod bare;
+mod link;
 mod round;
 mod site;
 
@@ -12,19 +13,21 @@ pub(crate) use bare::bare;
 pub(crate) use round::round;
 
 use crate::cli::BenchTransfer;
+use crate::transfer::{Aligned, Landing};
 use anyhow::{Context as _, bail};
+use link::{Link, Place};
 use rondo::checkpoint::{Extras, Layout};
 use rondo::recipe::Architecture;
 use rondo_proto::control::RoundPhase;
 use serde_json::json;
 use site::{Site, Visits};
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 const MIB: f64 = 1024.0 * 1024.0;
+const SCHEMA: &str = "rondo.bench-transfer/1";
 
 /// Reads a size such as `1GiB`, `64MiB` or a number of bytes.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
@@ -94,18 +97,38 @@ struct HandOver {
 }
 
 pub(crate) fn transfer(options: &BenchTransfer) -> anyhow::Result<()> {
+    let link = match options.link_mbit_s.map(|mbit_s| Link::make(mbit_s, options.rtt_ms)) {
+        None => None,
+        Some(Ok(link)) => Some(link),
+        Some(Err(e)) => {
+            let text =
+                format!("SKIPPED the shaped link, which this machine does not permit: {e:#}");
+            answer(&if options.json {
+                json!({ "schema": SCHEMA, "skipped": text }).to_string()
+            } else {
+                text
+            });
+            return Ok(());
+        }
+    };
+    let places = link.as_ref().map(Link::places).unwrap_or_default();
     let model = Model::near(options.size).context("choosing a network of that size")?;
     let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
     let folder = Workdir::make(&parent)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (homes, measured) = runtime.block_on(measure(&folder.0, &model, options.repeats))?;
+    let (homes, measured) =
+        runtime.block_on(measure(&folder.0, &model, options.repeats, places))?;
     let bytes = model.layout.len();
     let mib = bytes as f64 / MIB;
     let of = |part: fn(&HandOver) -> f64| median(measured.iter().map(|m| part(&m.1)));
     let bare = median(measured.iter().map(|m| m.0));
     let disk = median(measured.iter().map(|m| m.2));
     let ratio = median(measured.iter().map(|(bare, rondo, _)| bare / rondo.seconds));
+    let to_slower =
+        median(measured.iter().map(|(bare, rondo, disk)| bare.max(*disk) / rondo.seconds));
     let seconds = of(|m| m.seconds);
+    let of_link =
+        options.link_mbit_s.map(|mbit_s| bytes as f64 * 8e-6 / f64::from(mbit_s) / seconds);
     let share = |part: fn(&HandOver) -> f64| of(part) / seconds;
     let limits = [
         ("verify", share(|m| m.verify)),
@@ -118,7 +141,7 @@ pub(crate) fn transfer(options: &BenchTransfer) -> anyhow::Result<()> {
         limits.iter().map(|(name, share)| ((*name).to_owned(), json!(share))).collect();
     let text = if options.json {
         json!({
-            "schema": "rondo.bench-transfer/1",
+            "schema": SCHEMA,
             "bytes": bytes,
             "width": model.width,
             "repeats": options.repeats,
@@ -128,6 +151,10 @@ pub(crate) fn transfer(options: &BenchTransfer) -> anyhow::Result<()> {
             "bare_tls_mib_per_second": mib / bare,
             "ratio_to_bare_tls": ratio,
             "disk_mib_per_second": mib / disk,
+            "ratio_to_slower_of_bare_tls_and_disk": to_slower,
+            "link_mbit_s": options.link_mbit_s,
+            "rtt_ms": options.rtt_ms,
+            "share_of_link": of_link,
             "peak_rss_mib": { "sender": sender, "receiver": receiver },
             "cores": std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             "receiver_busy_share": shares,
@@ -138,12 +165,17 @@ pub(crate) fn transfer(options: &BenchTransfer) -> anyhow::Result<()> {
             limits.iter().map(|(name, share)| format!("{name} {:.0} %", 100.0 * share)).collect();
         format!(
             "{mib:.0} MiB from daemon to daemon in {seconds:.2} s, {:.0} MiB/s; bare TLS {bare:.2} s, {:.0} MiB/s; ratio {ratio:.2}\n\
-             peak memory: sender {sender:.0} MiB, receiver {receiver:.0} MiB; the disk alone {:.0} MiB/s\n\
-             the receiver's threads were busy, beside each other: {}",
+             the disk alone {:.0} MiB/s; ratio to the slower of bare TLS and disk {to_slower:.2}; peak memory: sender {sender:.0} MiB, receiver {receiver:.0} MiB\n\
+             the receiver's threads were busy, beside each other: {}{}",
             mib / seconds,
             mib / bare,
             mib / disk,
-            busy.join(", ")
+            busy.join(", "),
+            of_link.map_or_else(String::new, |share| format!(
+                "\n{share:.3} of a link of {} Mbit/s with a round trip of {} ms",
+                options.link_mbit_s.unwrap_or_default(),
+                options.rtt_ms
+            ))
         )
     };
     answer(&text);
@@ -163,15 +195,16 @@ async fn measure(
     folder: &Path,
     model: &Model,
     repeats: u32,
+    places: [Place; 2],
 ) -> anyhow::Result<([f64; 2], Measured)> {
-    let mut a = Site::start(folder, "a").await?;
-    let mut b = Site::start(folder, "b").await?;
+    let mut a = Site::start(folder, "a", &places[0]).await?;
+    let mut b = Site::start(folder, "b", &places[1]).await?;
     a.trust(&b).await?;
     b.trust(&a).await?;
     a.attach_trainer(model.layout.clone(), Visits::default()).await?;
     let mut measured = Vec::new();
     for number in 1..=repeats {
-        let bare = bare::pump(&a.home, &b.home, model.layout.len())?;
+        let bare = bare::pump(&a.home, &b.home, model.layout.len(), &places)?;
         let disk = write_plainly(&folder.join("plain"), model.layout.len())?;
         let round = a.propose(&model.plan(number, &["a", "b"], 1)).await?;
         b.approve(&round).await?;
@@ -196,19 +229,19 @@ async fn measure(
     Ok((peaks, measured))
 }
 
-/// Seconds that this disk takes for so many bytes, durably.
+/// Seconds that this disk takes for so many bytes, durably, written as a daemon writes.
 fn write_plainly(path: &Path, bytes: u64) -> anyhow::Result<f64> {
-    let block = vec![0x5a_u8; 1 << 20];
+    let mut block = Aligned::with_capacity(1 << 20);
+    block.push(&vec![0x5a; 1 << 20]);
     let begun = Instant::now();
-    let mut file =
-        fs::File::create(path).with_context(|| format!("creating {}", path.display()))?;
-    let mut rest = bytes;
-    while rest > 0 {
-        let length = rest.min(block.len() as u64);
-        file.write_all(block.get(..usize::try_from(length)?).unwrap_or(&block))?;
-        rest -= length;
+    let file = Landing::open(path).with_context(|| format!("creating {}", path.display()))?;
+    let mut at = 0;
+    while at < bytes {
+        let length = (bytes - at).min(block.len() as u64);
+        file.write_at(block.get().get(..usize::try_from(length)?).unwrap_or_default(), at)?;
+        at += length;
     }
-    file.sync_all()?;
+    file.file().sync_all()?;
     let seconds = begun.elapsed().as_secs_f64();
     fs::remove_file(path)?;
     Ok(seconds)

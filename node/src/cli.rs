@@ -105,6 +105,13 @@ pub struct BenchTransfer {
     /// Folder on the disk that the daemons shall use; the system's temporary one otherwise.
     #[arg(long)]
     pub dir: Option<PathBuf>,
+    /// Run the daemons in two network namespaces with a link of so many 10⁶ bits a second between them;
+    /// needs root, `ip` and `tc`, and is skipped without.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub link_mbit_s: Option<u32>,
+    /// Milliseconds that packets take over that link and back; needs a kernel with netem.
+    #[arg(long, requires = "link_mbit_s", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub rtt_ms: u32,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -139,6 +146,9 @@ pub struct BenchBare {
     /// Bytes that go over it.
     #[arg(long)]
     pub bytes: u64,
+    /// Address at which it listens.
+    #[arg(long)]
+    pub listen: std::net::IpAddr,
     /// Where the other end listens; it listens itself without.
     #[arg(long)]
     pub connect: Option<SocketAddr>,

@@ -1,6 +1,7 @@
 //! What a transfer is compared with: the same bytes between two processes over the same TLS, plainly
 //! written and read and thrown away.
 
+use super::link::Place;
 use crate::cli::BenchBare;
 use crate::daemon::unix_now;
 use crate::identity::{CARD, Identity, Own};
@@ -13,9 +14,9 @@ use rondo::trust::SiteCard;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use std::io::{BufRead as _, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::watch;
@@ -24,18 +25,25 @@ use tokio::sync::watch;
 const BLOCK_BYTES: usize = 64 * 1024;
 
 /// Seconds from the first byte to the other end's word that it has the last one.
-pub(super) fn pump(sender: &Path, receiver: &Path, bytes: u64) -> anyhow::Result<f64> {
-    let end = |home: &Path, peer: &Path| {
-        let mut command = Command::new(std::env::current_exe()?);
+pub(super) fn pump(
+    sender: &Path,
+    receiver: &Path,
+    bytes: u64,
+    places: &[Place; 2],
+) -> anyhow::Result<f64> {
+    let end = |place: &Place, home: &Path, peer: &Path| {
+        let mut command = place.command(&std::env::current_exe()?);
         command.args(["bench", "bare", "--home"]).arg(home).arg("--peer").arg(peer);
+        command.args(["--listen", &place.address.to_string()]);
         command.args(["--bytes", &bytes.to_string()]).stdout(Stdio::piped());
         anyhow::Ok(command)
     };
-    let mut listening = end(receiver, sender)?.spawn().context("starting the bare receiver")?;
+    let [from, to] = places;
+    let mut listening = end(to, receiver, sender)?.spawn().context("starting the bare receiver")?;
     let mut address = String::new();
     let said = listening.stdout.take().context("hearing the bare receiver")?;
     BufReader::new(said).read_line(&mut address)?;
-    let sent = end(sender, receiver)?.args(["--connect", address.trim()]).output()?;
+    let sent = end(from, sender, receiver)?.args(["--connect", address.trim()]).output()?;
     let received = listening.wait()?;
     if !sent.status.success() || !received.success() {
         bail!("the bare connection broke");
@@ -55,7 +63,7 @@ pub(crate) fn bare(end: &BenchBare) -> anyhow::Result<()> {
         }
         None => {
             let config = Arc::new(tls::server(&Own::new(identity), states)?);
-            let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+            let listener = TcpListener::bind(SocketAddr::new(end.listen, 0))?;
             say(&listener.local_addr()?.to_string());
             discard(ServerConnection::new(config)?, listener.accept()?.0, end.bytes)?;
             return Ok(());

@@ -1,5 +1,6 @@
 //! What a round costs beside its training: a model goes round three sites whose trainers answer at once.
 
+use super::link::Place;
 use super::site::{Site, Visits};
 use super::{Model, Workdir, answer, median};
 use crate::cli::BenchRound;
@@ -84,7 +85,7 @@ async fn measure(folder: &Path, model: &Model, repeats: u32) -> anyhow::Result<M
     let visits = Visits::default();
     let mut sites = Vec::new();
     for name in SITES {
-        let site = Site::start(folder, name).await?;
+        let site = Site::start(folder, name, &Place::default()).await?;
         site.attach_trainer(model.layout.clone(), visits.clone()).await?;
         sites.push(site);
     }

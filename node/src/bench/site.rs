@@ -1,5 +1,6 @@
 //! One daemon of the bench, its operator and its trainer.
 
+use super::link::Place;
 use anyhow::{Context as _, bail};
 use rondo::checkpoint::Layout;
 use rondo_proto::control::control_client::ControlClient;
@@ -14,7 +15,7 @@ use rondo_proto::trainer::{
 use rondo_proto::unix;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,9 +75,10 @@ impl Line {
 
 impl Site {
     /// Makes a site with keys of its own and starts its daemon.
-    pub(super) async fn start(folder: &Path, name: &str) -> anyhow::Result<Self> {
+    pub(super) async fn start(folder: &Path, name: &str, place: &Place) -> anyhow::Result<Self> {
         let (home, run) = (folder.join(name), folder.join("run").join(name));
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.to_string();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = SocketAddr::new(place.address, port).to_string();
         let program = std::env::current_exe()?;
         let mut init = Command::new(&program);
         init.args(["init", "--site", name, "--name", name, "--home"]).arg(&home);
@@ -86,7 +88,8 @@ impl Site {
             bail!("making site {name}: {}", String::from_utf8_lossy(&made.stderr).trim());
         }
         let log = folder.join(format!("{name}.log"));
-        let child = Command::new(&program)
+        let child = place
+            .command(&program)
             .args(["run", "--until-stdin-closes", "--home"])
             .arg(&home)
             .env_remove("RONDO_LOG")
