@@ -163,6 +163,18 @@ impl Replay {
         Ok(())
     }
 
+    /// The state so far.
+    #[must_use]
+    pub fn state(&self) -> &SiteState {
+        &self.state
+    }
+
+    /// The journal's end so far.
+    #[must_use]
+    pub fn tip(&self) -> Tip {
+        self.tip
+    }
+
     /// The state so far and the journal's end.
     #[must_use]
     pub fn finish(self) -> (SiteState, Tip) {

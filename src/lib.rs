@@ -4,7 +4,7 @@
 //! carries effects out, so the same code runs in a hospital, in a test and in a simulator.
 //!
 //! Read in this order: [`ids`] → [`plan`] → [`recipe`] → [`round`] (state, event, effect, step) →
-//! [`journal`]; and for what crosses the wire: [`envelope`] → [`manifest`] → [`passport`] →
+//! [`journal`] → [`owner`]; and for what crosses the wire: [`envelope`] → [`manifest`] → [`passport`] →
 //! [`papers`] → [`checkpoint`] → [`transfer`] → [`gate`] → [`trust`]; [`audit`] is what an auditor reads.
 
 pub mod audit;
@@ -16,6 +16,7 @@ pub mod gate;
 pub mod ids;
 pub mod journal;
 pub mod manifest;
+pub mod owner;
 pub mod papers;
 pub mod passport;
 pub mod plan;

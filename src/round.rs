@@ -5,13 +5,14 @@
 //! [`step`] adopts one event; [`SiteState::effects`] computes what is outstanding. Effects are derived
 //! from state, never remembered: after a crash they are simply computed again.
 
+mod custody;
 mod effect;
 mod event;
 pub mod receipt;
 mod state;
 mod step;
 
-pub use effect::Effect;
+pub use effect::{Effect, Work};
 pub use event::Event;
 pub use receipt::{Receipt, ReceiptBody, RefusalReason, StallReason};
 pub use state::{Imported, Round, RoundPhase, SiteState, Visit, VisitPhase};

@@ -4,7 +4,8 @@ use crate::identity::Own;
 use crate::journal::{self, Journal};
 use rondo::envelope::{self, Envelope};
 use rondo::ids::{RoundId, SiteId};
-use rondo::round::{Event, Receipt, ReceiptBody, Refusal, SiteState, step};
+use rondo::owner::{self, Owner};
+use rondo::round::{Event, ReceiptBody, Refusal, SiteState};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -28,6 +29,15 @@ pub enum Error {
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
+}
+
+impl From<owner::Error<journal::Error>> for Error {
+    fn from(e: owner::Error<journal::Error>) -> Self {
+        match e {
+            owner::Error::Refused(refusal) => Self::Refused(refusal),
+            owner::Error::Log(e) => Self::Journal(e),
+        }
+    }
 }
 
 enum Command {
@@ -57,11 +67,12 @@ impl Daemon {
     pub fn start(journal: Journal, state: SiteState, own: Own) -> (Self, JoinHandle<()>) {
         let site = own.now().own.site.clone();
         let (commands, inbox) = mpsc::channel(QUEUE);
-        let (publish, states) = watch::channel(Arc::new(state));
         let (count, records) = watch::channel(journal.len());
-        let owner = Owner { journal, own, publish, count };
+        let owner = Owner::new(journal, state);
+        let (publish, states) = watch::channel(owner.state().clone());
+        let writer = Writer { owner, own, publish, count };
         // SQLite blocks, so the owner has a thread of its own.
-        let thread = std::thread::spawn(move || owner.run(inbox));
+        let thread = std::thread::spawn(move || writer.run(inbox));
         (Self { commands, states, site, records }, thread)
     }
 
@@ -111,14 +122,14 @@ impl Daemon {
     }
 }
 
-struct Owner {
-    journal: Journal,
+struct Writer {
+    owner: Owner<Journal>,
     own: Own,
     publish: watch::Sender<Arc<SiteState>>,
     count: watch::Sender<u64>,
 }
 
-impl Owner {
+impl Writer {
     fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         while let Some(command) = inbox.blocking_recv() {
             // A caller that went away does not undo what happened.
@@ -130,27 +141,16 @@ impl Owner {
     }
 
     fn adopt(&mut self, event: &Event) -> Result<(), Error> {
-        let state = self.publish.borrow().clone();
-        let next = step(&state, event)?;
-        if next == *state {
-            return Ok(());
+        if self.owner.adopt(event)? {
+            self.publish.send_replace(self.owner.state().clone());
+            self.count.send_replace(self.owner.log().len());
         }
-        self.journal.append(event)?;
-        self.publish.send_replace(Arc::new(next));
-        self.count.send_replace(self.journal.len());
         Ok(())
     }
 
     fn tell(&mut self, round: RoundId, body: ReceiptBody) -> Result<Envelope, Error> {
         let own = self.own.now();
-        let told = {
-            let state = self.publish.borrow();
-            let known = state.rounds().get(&round);
-            known.and_then(|r| r.receipts.get(&own.own.site)).map_or(0, Vec::len)
-        };
-        let number = u32::try_from(told).unwrap_or(u32::MAX).saturating_add(1);
-        let site = own.own.site.clone();
-        let receipt = Receipt { round, site, number, at: unix_now(), body };
+        let receipt = self.owner.receipt(round, &own.own.site, body, unix_now());
         let envelope = receipt.sign(&own.signing)?;
         self.adopt(&Event::Receipt { receipt: envelope.clone() })?;
         Ok(envelope)

@@ -14,7 +14,7 @@ use rondo::envelope::Envelope;
 use rondo::ids::{Digest, RoundId, SiteId, VisitNo};
 use rondo::manifest::Manifest;
 use rondo::plan::Plan;
-use rondo::round::{Effect, Event, ReceiptBody, RefusalReason, StallReason};
+use rondo::round::{Effect, Event, ReceiptBody, RefusalReason, StallReason, Work};
 use rondo_proto::peer::{OfferAnswer, ReceiptBatch, offer_answer::Answer};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -67,33 +67,17 @@ impl From<bool> for Outcome {
     }
 }
 
-/// Who works on an effect; deliveries to a peer are one worker however many receipts there are.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Deliver(RoundId, SiteId),
-    HandOver(RoundId, VisitNo, SiteId),
-    Train(RoundId, VisitNo),
-}
-
-fn key(effect: &Effect) -> Key {
-    match effect {
-        Effect::DeliverReceipts { round, to, .. } => Key::Deliver(*round, to.clone()),
-        Effect::HandOver { round, visit, to, .. } => Key::HandOver(*round, *visit, to.clone()),
-        Effect::Train { round, visit, .. } => Key::Train(*round, *visit),
-    }
-}
-
 impl Workers {
     /// Keeps one worker for every outstanding effect, until dropped or the daemon stops.
     pub async fn run(self) {
         let mut states = self.daemon.states();
-        let mut workers: BTreeMap<Key, Worker> = BTreeMap::new();
+        let mut workers: BTreeMap<Work, Worker> = BTreeMap::new();
         let (ended, mut endings) = mpsc::unbounded_channel();
         let mut generation = 0_u64;
         loop {
             let effects = states.borrow_and_update().effects();
-            let outstanding: BTreeMap<Key, Effect> =
-                effects.into_iter().map(|e| (key(&e), e)).collect();
+            let outstanding: BTreeMap<Work, Effect> =
+                effects.into_iter().map(|e| (e.work(), e)).collect();
             workers.retain(|key, _| outstanding.contains_key(key));
             for (key, effect) in outstanding {
                 workers.entry(key.clone()).or_insert_with(|| {
@@ -121,7 +105,7 @@ impl Workers {
 
     /// Works on an effect until the state no longer asks for it.
     async fn work(self, mut effect: Effect) {
-        let id = key(&effect);
+        let id = effect.work();
         let mut failures = 0_u32;
         // What the receiver of a hand-over still wanted when it was asked last.
         let mut missing = u64::MAX;
@@ -155,7 +139,7 @@ impl Workers {
                 }
             }
             let outcome = outcome == Outcome::Done;
-            let next = states.borrow_and_update().effects().into_iter().find(|e| key(e) == id);
+            let next = states.borrow_and_update().effects().into_iter().find(|e| e.work() == id);
             match next {
                 // Done, but not told yet: wait for word instead of asking again and again.
                 Some(same) if outcome && same == effect => {
@@ -419,9 +403,9 @@ impl Drop for Worker {
 
 /// Tells that a worker ended, in whatever way. There are no more endings than there were workers.
 struct Ending {
-    key: Key,
+    key: Work,
     generation: u64,
-    ended: mpsc::UnboundedSender<(Key, u64)>,
+    ended: mpsc::UnboundedSender<(Work, u64)>,
 }
 
 impl Drop for Ending {

@@ -2,6 +2,7 @@
 
 use rondo::ids::Digest;
 use rondo::journal::{self, Record, Replay, Tip};
+use rondo::owner::Log;
 use rondo::round::{Event, SiteState};
 use rusqlite::{Connection, OpenFlags, params};
 use std::path::{Path, PathBuf};
@@ -121,11 +122,23 @@ impl Journal {
         Ok((Self { path: path.to_owned(), connection, tip }, state))
     }
 
-    /// Appends `event` durably. When this returns, the event has happened.
-    ///
-    /// # Errors
-    /// If it could not be written; then it has not.
-    pub fn append(&mut self, event: &Event) -> Result<(), Error> {
+    /// Number of records.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.tip.number
+    }
+
+    /// Whether nothing was ever recorded.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tip.number == 0
+    }
+}
+
+impl Log for Journal {
+    type Error = Error;
+
+    fn append(&mut self, event: &Event) -> Result<(), Error> {
         let record = Record::next(self.tip, event)
             .map_err(|source| Error::Damaged { path: self.path.clone(), source })?;
         self.connection
@@ -140,18 +153,6 @@ impl Journal {
             })?;
         self.tip = record.tip();
         Ok(())
-    }
-
-    /// Number of records.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        self.tip.number
-    }
-
-    /// Whether nothing was ever recorded.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.tip.number == 0
     }
 }
 

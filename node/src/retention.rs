@@ -4,7 +4,6 @@ use crate::daemon::{Daemon, unix_now};
 use crate::durable;
 use crate::store::{self, Store};
 use rondo::ids::Digest;
-use rondo::plan::Start;
 use rondo::round::{Effect, Round, SiteState};
 use std::collections::BTreeSet;
 use std::fs;
@@ -108,9 +107,13 @@ fn tidy(
     keep_days: Option<u32>,
     now: u64,
 ) -> Result<Vec<Digest>, store::Error> {
-    let kept = kept(state);
-    let over: BTreeSet<Digest> =
-        state.rounds().values().flat_map(weights).filter(|digest| !kept.contains(digest)).collect();
+    let kept = state.kept();
+    let over: BTreeSet<Digest> = state
+        .rounds()
+        .values()
+        .flat_map(Round::weights)
+        .filter(|digest| !kept.contains(digest))
+        .collect();
     for path in files(&store.folder().join("incoming"))? {
         // Beside a part may lie the record of what of it is safe on disk.
         if named(&path.with_extension("")).is_some_and(|digest| over.contains(&digest)) {
@@ -131,35 +134,11 @@ fn tidy(
     Ok(removed)
 }
 
-fn weights(round: &Round) -> impl Iterator<Item = Digest> + '_ {
-    round.visits.iter().filter_map(|visit| visit.weights())
-}
-
-fn start(round: &Round) -> Option<Digest> {
-    match round.plan.start {
-        Start::Fresh => None,
-        Start::Checkpoint(digest) => Some(digest),
-    }
-}
-
 /// Checkpoints that some round or import names.
 fn referenced(state: &SiteState) -> BTreeSet<Digest> {
     let rounds = state.rounds().values();
-    let named = rounds.flat_map(|round| weights(round).chain(start(round)));
+    let named = rounds.flat_map(|round| round.weights().chain(round.start_weights()));
     named.chain(state.imported().keys().copied()).collect()
-}
-
-/// Checkpoints that no rule removes: all of an open round, the newest of any round, and imports.
-fn kept(state: &SiteState) -> BTreeSet<Digest> {
-    let of_round = |round: &Round| -> Vec<Digest> {
-        if round.phase().is_over() {
-            weights(round).last().into_iter().collect()
-        } else {
-            weights(round).chain(start(round)).collect()
-        }
-    };
-    let rounds = state.rounds().values().flat_map(of_round);
-    rounds.chain(state.imported().keys().copied()).collect()
 }
 
 /// Checkpoints without which an open round cannot go on from here.

@@ -8,10 +8,7 @@ pub mod trainer;
 
 use crate::reason::Reason;
 use crate::{daemon, store};
-use rondo::envelope::Envelope;
-use rondo::ids::SiteId;
-use rondo::ids::{Digest, VisitNo};
-use rondo::round::{Receipt, ReceiptBody, Refusal, Round};
+use rondo::round::Refusal;
 use rondo::transfer;
 use tonic::Status;
 
@@ -51,16 +48,4 @@ impl From<store::Error> for Status {
         };
         reason.because(e)
     }
-}
-
-/// `site`'s own receipt that it has the checkpoint of `visit`, as it was told once.
-pub fn received_receipt(
-    round: &Round,
-    site: &SiteId,
-    visit: VisitNo,
-    weights: Digest,
-) -> Option<Envelope> {
-    let told = ReceiptBody::Received { visit, weights };
-    let receipts = round.receipts.get(site)?;
-    receipts.iter().find(|e| Receipt::unverified(e).is_ok_and(|r| r.body == told)).cloned()
 }

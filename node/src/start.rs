@@ -28,6 +28,7 @@ use crate::trainer::TrainerHub;
 use crate::{audit, auditor, bench, listen, retention, tls};
 use anyhow::Context as _;
 use rondo::audit::{What, Who};
+use rondo::owner::Log as _;
 use rondo::round::{Event, SiteState, step};
 use rustix::fs::{FlockOperation, flock};
 use std::fmt::Write as _;

@@ -35,3 +35,26 @@ pub enum Effect {
         received: Option<Digest>,
     },
 }
+
+/// What names an effect as it goes on: deliveries to a peer are one work however many receipts there are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Work {
+    /// Telling a peer.
+    Deliver(RoundId, SiteId),
+    /// Handing a visit's checkpoint to a peer.
+    HandOver(RoundId, VisitNo, SiteId),
+    /// Training a visit.
+    Train(RoundId, VisitNo),
+}
+
+impl Effect {
+    /// The work that this effect is a part of; a site does each only once at a time.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        match self {
+            Self::DeliverReceipts { round, to, .. } => Work::Deliver(*round, to.clone()),
+            Self::HandOver { round, visit, to, .. } => Work::HandOver(*round, *visit, to.clone()),
+            Self::Train { round, visit, .. } => Work::Train(*round, *visit),
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! A site's state: its roster and what it knows of every round.
 
 use super::effect::Effect;
-use super::receipt::{RefusalReason, StallReason};
+use super::receipt::{Receipt, ReceiptBody, RefusalReason, StallReason};
 use crate::envelope::Envelope;
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::manifest::Manifest;
@@ -243,6 +243,19 @@ impl Round {
     #[must_use]
     pub fn manifest(&self, visit: VisitNo) -> Option<&Manifest> {
         Some(&self.visit(visit)?.contribution.as_ref()?.0)
+    }
+
+    /// `site`'s own receipt that it has the checkpoint of `visit`, as it was told once.
+    #[must_use]
+    pub fn received_receipt(
+        &self,
+        site: &SiteId,
+        visit: VisitNo,
+        weights: Digest,
+    ) -> Option<Envelope> {
+        let told = ReceiptBody::Received { visit, weights };
+        let receipts = self.receipts.get(site)?;
+        receipts.iter().find(|e| Receipt::unverified(e).is_ok_and(|r| r.body == told)).cloned()
     }
 
     /// The passport of the checkpoint of `visit`; none while a hop before it is not known here.

@@ -1,7 +1,6 @@
 //! Models that leave and enter as files: the same checks, receipts and journal as over the network.
 
 use super::control::{ControlService, PART_BYTES, model_view};
-use super::received_receipt;
 use crate::daemon;
 use crate::store;
 use rondo::envelope::Envelope;
@@ -104,7 +103,7 @@ impl ControlService {
         let state = self.daemon.state();
         let waits = state.rounds().get(&id).is_some_and(|round| {
             round.recipients(visit).any(|site| site == own)
-                && received_receipt(round, own, visit, weights).is_none()
+                && round.received_receipt(own, visit, weights).is_none()
         });
         if waits {
             self.daemon.tell(id, ReceiptBody::Received { visit, weights }).await?;

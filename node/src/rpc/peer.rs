@@ -1,6 +1,6 @@
 //! What other sites may ask. Default deny: by key at the handshake, then by site, round and visit here.
 
-use super::{received_receipt, refused};
+use super::refused;
 use crate::daemon::{Daemon, unix_now};
 use crate::greeting::Greeter;
 use crate::pace::{Paces, Patience};
@@ -96,7 +96,7 @@ impl PeerService {
             .manifest(number)
             .ok_or_else(|| Reason::NotOffered.because("offer the checkpoint first"))?;
         let weights = manifest.weights.object;
-        if let Some(receipt) = received_receipt(round, self.daemon.site(), number, weights) {
+        if let Some(receipt) = round.received_receipt(self.daemon.site(), number, weights) {
             return Ok(Ok(held(&receipt)));
         }
         let (table, layout) = (manifest.weights.clone(), round.plan.layout());
