@@ -225,7 +225,9 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
             visit.stalled = None;
         }
         ReceiptBody::Stalled { visit, reason } => {
-            turn_of(round, visit, &site)?.stalled = Some(reason);
+            let visit = turn_of(round, visit, &site)?;
+            // The manifest may have come before this, with an offer.
+            visit.stalled = visit.contribution.is_none().then_some(reason);
         }
         ReceiptBody::Contributed { manifest } => {
             let claimed = Manifest::unverified(&manifest)?;

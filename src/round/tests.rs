@@ -340,6 +340,25 @@ fn attempts_leave_room_for_the_contribution() {
 }
 
 #[test]
+fn a_stall_that_is_told_after_the_manifest_leaves_no_trace() {
+    let mut sites = sites();
+    let round = proposed(&mut sites);
+    let [stanford, uker] = ["stanford", "uker"].map(|s| s.parse::<SiteId>().unwrap());
+    let visit = VisitNo(1);
+    let site = sites.get_mut(&uker).unwrap();
+    site.tell(round, ReceiptBody::Stalled { visit, reason: StallReason::Cohort }).unwrap();
+    assert!(site.state.rounds()[&round].visits[0].stalled.is_some());
+    let manifest = site.manifest(round, visit, None).sign(&site.key).unwrap();
+    site.tell(round, ReceiptBody::Contributed { manifest: manifest.clone() }).unwrap();
+    let offered = sites.get_mut(&stanford).unwrap();
+    offered.adopt(&Event::Manifest { round, manifest }).unwrap();
+    while turn(&mut sites) > 0 {}
+    let known = |site: &SiteId| sites[site].state.rounds()[&round].visits[0].clone();
+    assert_eq!(known(&stanford), known(&uker));
+    assert_eq!(known(&stanford).stalled, None);
+}
+
+#[test]
 fn a_damaged_journal_names_the_place() {
     let mut sites = sites();
     proposed(&mut sites);
