@@ -23,5 +23,8 @@ pub mod plan;
 pub mod recipe;
 pub mod round;
 pub mod settings;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod simulator;
 pub mod transfer;
 pub mod trust;
