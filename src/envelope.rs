@@ -13,6 +13,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Largest envelope that is read.
 pub const ENVELOPE_MAX_BYTES: usize = 1024 * 1024;
@@ -175,11 +176,9 @@ impl SigningKey {
     /// [`Error::Sign`] if the system has no randomness.
     pub fn sign(&self, payload_type: &'static str, payload: Vec<u8>) -> Result<Envelope, Error> {
         let message = pre_authentication_encoding(payload_type, &payload);
-        let envelope = |signature| Envelope {
-            payload_type: payload_type.to_owned(),
-            payload,
-            key: self.public.id(),
-            signature,
+        let envelope = |signature| {
+            let payload_type = payload_type.to_owned();
+            Envelope(Arc::new(Sealed { payload_type, payload, key: self.public.id(), signature }))
         };
         #[cfg(test)]
         if let Some(signature) = crate::simulator::keys::signature(&self.public, &message) {
@@ -194,7 +193,11 @@ impl SigningKey {
 /// [`Envelope::verify`], or by [`Envelope::unverified`] where the signer must be looked up first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Dsse", into = "Dsse")]
-pub struct Envelope {
+pub struct Envelope(Arc<Sealed>);
+
+// A state holds its whole history in envelopes and is cloned for every event.
+#[derive(Debug, PartialEq, Eq)]
+struct Sealed {
     payload_type: String,
     payload: Vec<u8>,
     key: Digest,
@@ -226,15 +229,15 @@ impl Envelope {
     pub fn verify(&self, payload_type: &'static str, key: &VerifyingKey) -> Result<&[u8], Error> {
         let payload = self.unverified(payload_type)?;
         let message = pre_authentication_encoding(payload_type, payload);
-        if self.key != key.id() {
+        if self.0.key != key.id() {
             return Err(Error::Signature);
         }
         #[cfg(test)]
         if let Some(signature) = crate::simulator::keys::signature(key, &message) {
-            return if signature == self.signature { Ok(payload) } else { Err(Error::Signature) };
+            return if signature == self.0.signature { Ok(payload) } else { Err(Error::Signature) };
         }
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.0)
-            .verify(&message, &self.signature)
+            .verify(&message, &self.0.signature)
             .map_err(|_| Error::Signature)?;
         Ok(payload)
     }
@@ -244,23 +247,23 @@ impl Envelope {
     /// # Errors
     /// [`Error::Type`] if it is something else.
     pub fn unverified(&self, payload_type: &'static str) -> Result<&[u8], Error> {
-        if self.payload_type != payload_type {
-            let found = self.payload_type.chars().take(80).collect();
+        if self.0.payload_type != payload_type {
+            let found = self.0.payload_type.chars().take(80).collect();
             return Err(Error::Type { expected: payload_type, found });
         }
-        Ok(&self.payload)
+        Ok(&self.0.payload)
     }
 
     /// Id of the key that it says it was signed with; [`Envelope::verify`] checks that.
     #[must_use]
     pub fn key(&self) -> Digest {
-        self.key
+        self.0.key
     }
 
     /// Digest of the payload.
     #[must_use]
     pub fn payload_digest(&self) -> Digest {
-        Digest::of(&self.payload)
+        Digest::of(&self.0.payload)
     }
 }
 
@@ -288,11 +291,11 @@ struct DsseSignature {
 }
 
 impl From<Envelope> for Dsse {
-    fn from(e: Envelope) -> Self {
-        let sig = BASE64_STANDARD.encode(e.signature);
+    fn from(Envelope(e): Envelope) -> Self {
+        let sig = BASE64_STANDARD.encode(&e.signature);
         Self {
-            payload_type: e.payload_type,
-            payload: BASE64_STANDARD.encode(e.payload),
+            payload_type: e.payload_type.clone(),
+            payload: BASE64_STANDARD.encode(&e.payload),
             signatures: vec![DsseSignature { keyid: e.key, sig }],
         }
     }
@@ -308,12 +311,12 @@ impl TryFrom<Dsse> for Envelope {
             let n = dsse.signatures.len();
             return Err(Error::Malformed(format!("one signature is expected, {n} were found")));
         };
-        Ok(Self {
+        Ok(Self(Arc::new(Sealed {
             payload: decode(&dsse.payload)?,
             key: signature.keyid,
             signature: decode(&signature.sig)?,
             payload_type: dsse.payload_type,
-        })
+        })))
     }
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What was wrong with a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +96,7 @@ pub const SITE_ID_MAX: usize = 32;
 
 /// A hospital's name in the federation: short, lowercase, safe in files and logs.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SiteId(String);
+pub struct SiteId(Arc<str>);
 
 impl SiteId {
     /// The name.
@@ -123,11 +124,7 @@ impl FromStr for SiteId {
         let ok = text.len() <= SITE_ID_MAX
             && text.starts_with(|c: char| c.is_ascii_lowercase())
             && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
-        if ok {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(Error::Site(text.chars().take(80).collect()))
-        }
+        if ok { Ok(Self(text.into())) } else { Err(Error::Site(text.chars().take(80).collect())) }
     }
 }
 

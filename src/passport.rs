@@ -6,7 +6,7 @@ use crate::checkpoint::Layout;
 use crate::envelope::Envelope;
 use crate::ids::{Digest, SiteId, VisitNo};
 use crate::manifest::{self, Manifest};
-use crate::plan::{self, Plan, Start};
+use crate::plan::{self, Plan, PlanFacts, Start};
 use crate::round::{Receipt, ReceiptBody};
 use crate::transfer;
 use crate::trust::{self, Roster};
@@ -142,7 +142,8 @@ impl Passport {
     /// The first thing that does not hold.
     pub fn verify(&self, roster: &Roster) -> Result<VerifiedPassport, Error> {
         let plan = Plan::from_canonical(self.plan.as_bytes())?;
-        let round = plan.round();
+        let facts = plan.facts();
+        let round = facts.round;
         for site in &plan.sites {
             roster.trusted(site)?;
             let approves = |e: &&Envelope| {
@@ -162,7 +163,7 @@ impl Passport {
         let mut hops: Vec<Manifest> = Vec::with_capacity(found);
         for (envelope, n) in self.manifests.iter().zip(1..) {
             let hop = VisitNo(n);
-            let manifest = verify_hop(&plan, hops.last(), hop, envelope, roster)?;
+            let manifest = verify_hop(&plan, &facts, hops.last(), hop, envelope, roster)?;
             hops.push(manifest);
         }
         let last = hops.last().cloned().ok_or(Error::Hops { found, planned })?;
@@ -170,12 +171,13 @@ impl Passport {
     }
 }
 
-/// Checks one manifest as hop `hop` of `plan` after `previous`.
+/// Checks one manifest as hop `hop` of `plan`, of which `facts` are, after `previous`.
 ///
 /// # Errors
 /// [`Error::Site`], [`Error::Manifest`] or [`Error::Chain`].
 pub fn verify_hop(
     plan: &Plan,
+    facts: &PlanFacts,
     previous: Option<&Manifest>,
     hop: VisitNo,
     envelope: &Envelope,
@@ -191,16 +193,15 @@ pub fn verify_hop(
         (None, Start::Fresh) => None,
         (None, Start::Checkpoint(digest)) => Some(digest),
     };
-    let layout = plan.layout();
     for (holds, what) in [
-        (manifest.round == plan.round(), "its manifest belongs to another round"),
+        (manifest.round == facts.round, "its manifest belongs to another round"),
         (manifest.visit == hop, "its manifest is of another visit"),
         (manifest.cycle == plan.cycle_of(hop), "its manifest is of another cycle"),
         (manifest.site == *site, "it was not this site's turn"),
         (manifest.parent == parent, "its parent is not the checkpoint of the hop before"),
         (manifest.architecture == plan.recipe.architecture, "its architecture is not the plan's"),
-        (manifest.recipe == plan.recipe_digest(), "its recipe is not the plan's"),
-        (manifest.weights.bytes == layout.len(), "its length is not that of the architecture"),
+        (manifest.recipe == facts.recipe, "its recipe is not the plan's"),
+        (manifest.weights.bytes == facts.bytes, "its length is not that of the architecture"),
     ] {
         if !holds {
             return Err(chain(what));

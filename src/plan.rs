@@ -78,6 +78,18 @@ pub enum Start {
     Checkpoint(Digest),
 }
 
+/// What follows from a plan and is asked for at every hop. Working it out takes longer than checking a
+/// signature, so whoever checks many hops does it once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanFacts {
+    /// The round that the plan is.
+    pub round: RoundId,
+    /// Digest of its recipe.
+    pub recipe: Digest,
+    /// Length of each of its checkpoints.
+    pub bytes: u64,
+}
+
 /// A complete, resolved plan. Its canonical bytes are what everyone signs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -180,14 +192,15 @@ impl Plan {
         if self.topology == Topology::Swt && self.cycles != 1 {
             list.push("`cycles` must be 1 with topology swt; choose cwt for more".to_owned());
         }
-        let possible = self.recipe.architecture.is_possible();
-        let hop = if !possible {
-            0
-        } else {
-            HOP_BYTES
-                + HOP_CHUNK_BYTES * (self.layout().len() / CHUNK_MIN_BYTES).min(CHUNKS_MAX as u64)
+        let too_long = |chunks: u64| {
+            let hop = HOP_BYTES + HOP_CHUNK_BYTES * chunks.min(CHUNKS_MAX as u64);
+            u64::from(self.visit_count()).saturating_mul(hop) > PASSPORT_MAX_BYTES as u64 / 2
         };
-        if u64::from(self.visit_count()).saturating_mul(hop) > PASSPORT_MAX_BYTES as u64 / 2 {
+        // Hardly any plan is long enough for its layout to matter, which takes long to work out.
+        if self.recipe.architecture.is_possible()
+            && too_long(u64::MAX)
+            && too_long(self.layout().len() / CHUNK_MIN_BYTES)
+        {
             list.push("there are so many visits that the passport would grow too large; plan several rounds".to_owned());
         }
         if matches!(self.recipe.method, Method::Single | Method::Mixed) {
@@ -238,6 +251,13 @@ impl Plan {
     #[must_use]
     pub fn layout(&self) -> Layout {
         Layout::new(&self.recipe.architecture, self.recipe.extras())
+    }
+
+    /// What every manifest of the round must repeat.
+    #[must_use]
+    pub fn facts(&self) -> PlanFacts {
+        let (round, recipe, bytes) = (self.round(), self.recipe_digest(), self.layout().len());
+        PlanFacts { round, recipe, bytes }
     }
 
     /// Number of visits.

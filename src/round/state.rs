@@ -6,15 +6,17 @@ use crate::envelope::Envelope;
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::manifest::Manifest;
 use crate::passport::Passport;
-use crate::plan::{Plan, Start};
+use crate::plan::{Plan, PlanFacts, Start};
 use crate::trust::{Roster, SiteCard};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Everything a site knows; the result of replaying its journal.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SiteState {
     pub(super) own: Option<SiteCard>,
-    pub(super) roster: Roster,
+    // Shared, because a state is cloned for every event and this hardly ever changes.
+    pub(super) roster: Arc<Roster>,
     pub(super) rounds: BTreeMap<RoundId, Round>,
     pub(super) imported: BTreeMap<Digest, Imported>,
 }
@@ -76,7 +78,7 @@ pub struct Visit {
     /// Why it stalls, if it does.
     pub stalled: Option<StallReason>,
     /// Its result.
-    pub contribution: Option<(Manifest, Envelope)>,
+    pub contribution: Option<(Arc<Manifest>, Envelope)>,
     /// What each other site says that it received as this visit's checkpoint.
     pub received_by: BTreeMap<SiteId, Digest>,
     /// Sites whose gate the checkpoint did not pass.
@@ -101,7 +103,9 @@ impl Visit {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Round {
     /// The plan.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
+    /// What follows from it.
+    pub facts: PlanFacts,
     /// The site that brought it here.
     pub proposer: SiteId,
     /// Each site's receipts in order; the round's history.
@@ -172,7 +176,8 @@ impl Round {
             })
             .collect();
         Self {
-            plan,
+            facts: plan.facts(),
+            plan: Arc::new(plan),
             proposer,
             receipts: BTreeMap::new(),
             approvals: BTreeMap::new(),

@@ -1,7 +1,7 @@
 //! Adopting one event.
 
 use super::event::Event;
-use super::receipt::{Receipt, ReceiptBody};
+use super::receipt::{RECEIPT_TYPE, Receipt, ReceiptBody};
 use super::state::{Imported, Round, RoundPhase, SiteState};
 use crate::envelope::{self, Envelope};
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
@@ -9,6 +9,7 @@ use crate::manifest::{self, Manifest};
 use crate::passport::{self, Passport, verify_hop};
 use crate::plan::{self, Plan};
 use crate::trust::{self, SiteCard};
+use std::sync::Arc;
 
 /// Open rounds of a site at most.
 pub const OPEN_ROUNDS_MAX: usize = 64;
@@ -104,12 +105,12 @@ pub fn step(state: &SiteState, event: &Event) -> Result<SiteState, Refusal> {
             match &next.own {
                 Some(own) if own.site != card.site => return Err(Refusal::Owner),
                 Some(own) if own.signing_key == card.signing_key => {
-                    next.roster.revoke(&card.site)?;
+                    Arc::make_mut(&mut next.roster).revoke(&card.site)?;
                 }
                 Some(own) if !card.renews(own) => return Err(Refusal::Owner),
                 _ => {}
             }
-            next.roster.add(signed.clone())?;
+            Arc::make_mut(&mut next.roster).add(signed.clone())?;
             next.own = Some(card);
         }
         Event::PeerAdded { card } => {
@@ -118,13 +119,13 @@ pub fn step(state: &SiteState, event: &Event) -> Result<SiteState, Refusal> {
                     "this is the site's own card; add the card of another site",
                 ));
             }
-            next.roster.add(card.clone())?;
+            Arc::make_mut(&mut next.roster).add(card.clone())?;
         }
         Event::PeerRevoked { site } => {
             if own_site(&next)? == *site {
                 return Err(Refusal::Phase("a site cannot revoke itself"));
             }
-            next.roster.revoke(site)?;
+            Arc::make_mut(&mut next.roster).revoke(site)?;
         }
         Event::Receipt { receipt } => adopt_receipt(&mut next, receipt)?,
         Event::Manifest { round, manifest } => adopt_manifest(&mut next, *round, manifest)?,
@@ -169,8 +170,9 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
     let own = own_site(state)?;
     let claimed = Receipt::unverified(envelope)?;
     let key = state.roster.signing_key(&claimed.site, envelope)?;
-    let receipt = Receipt::open(envelope, &key)?;
-    let Receipt { round: id, site, number, body, .. } = receipt;
+    // What was read to find the signer is what the signer signed: the payload, all of it.
+    envelope.verify(RECEIPT_TYPE, &key)?;
+    let Receipt { round: id, site, number, body, .. } = claimed;
     if let ReceiptBody::Proposed { plan } = &body {
         propose(state, id, &site, plan, &own)?;
     }
@@ -333,21 +335,21 @@ fn contribute(
     roster: &trust::Roster,
 ) -> Result<(), Refusal> {
     let previous = match visit.previous() {
-        Some(before) => Some(round.manifest(before).cloned().ok_or(Refusal::Gap(before))?),
+        Some(before) => Some(round.manifest(before).ok_or(Refusal::Gap(before))?),
         None => None,
     };
-    let manifest = verify_hop(&round.plan, previous.as_ref(), visit, envelope, roster)?;
+    let manifest = verify_hop(&round.plan, &round.facts, previous, visit, envelope, roster)?;
     let visit = known_visit(round, visit)?;
     match &visit.contribution {
         Some((_, known)) if known.payload_digest() == envelope.payload_digest() => Ok(()),
         #[cfg(test)]
         Some(_) if crate::simulator::mutation::contributes_again() => {
-            visit.contribution = Some((manifest, envelope.clone()));
+            visit.contribution = Some((Arc::new(manifest), envelope.clone()));
             Ok(())
         }
         Some(_) => Err(Refusal::Contradiction(manifest.site)),
         None => {
-            visit.contribution = Some((manifest, envelope.clone()));
+            visit.contribution = Some((Arc::new(manifest), envelope.clone()));
             visit.stalled = None;
             Ok(())
         }
