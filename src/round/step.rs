@@ -334,6 +334,11 @@ fn contribute(
     visit: VisitNo,
     roster: &trust::Roster,
 ) -> Result<(), Refusal> {
+    let known = round.visit(visit).and_then(|visit| visit.contribution.as_ref());
+    // An offer repeats every hop; the very same signature was checked when it came first.
+    if known.is_some_and(|(_, known)| known == envelope) {
+        return Ok(());
+    }
     let previous = match visit.previous() {
         Some(before) => Some(round.manifest(before).ok_or(Refusal::Gap(before))?),
         None => None,

@@ -3,9 +3,9 @@
 use super::disk::Disk;
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::manifest::Manifest;
-use crate::round::{Event, Receipt, ReceiptBody, SiteState};
+use crate::round::{Event, Receipt, ReceiptBody, RoundPhase, SiteState};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// What must never be.
@@ -43,6 +43,8 @@ pub(super) struct Observer {
     contributed: BTreeMap<(RoundId, VisitNo), Digest>,
     /// The newest visit of each round whose checkpoint another site said that it received.
     handed_over: BTreeMap<RoundId, (VisitNo, Digest)>,
+    /// Rounds that somebody aborted.
+    aborted: BTreeSet<RoundId>,
 }
 
 impl Observer {
@@ -53,6 +55,7 @@ impl Observer {
             training: BTreeMap::new(),
             contributed: BTreeMap::new(),
             handed_over: BTreeMap::new(),
+            aborted: BTreeSet::new(),
         }
     }
 
@@ -98,10 +101,17 @@ impl Observer {
                         let visit = Manifest::unverified(&manifest).unwrap().visit;
                         self.contributed(told.round, visit, manifest.payload_digest())?;
                     }
-                    ReceiptBody::Received { visit, weights } => {
+                    ReceiptBody::Received { visit, weights }
+                        if !self.aborted.contains(&told.round) =>
+                    {
                         let newest = self.handed_over.entry(told.round).or_insert((visit, weights));
                         *newest = (*newest).max((visit, weights));
                         self.custody()?;
+                    }
+                    // What becomes of a model that nobody wants any more is the operators' business.
+                    ReceiptBody::Aborted => {
+                        self.handed_over.remove(&told.round);
+                        self.aborted.insert(told.round);
                     }
                     _ => {}
                 }
@@ -160,6 +170,9 @@ impl Observer {
                 });
                 if let Some((other, _)) = other {
                     return Err(Violation::History(id.clone(), other.clone()));
+                }
+                if round.phase() == RoundPhase::Aborted {
+                    continue;
                 }
                 let last = round.plan.last_visit();
                 let passport = round.passport(last);

@@ -12,7 +12,7 @@ use crate::envelope::{Envelope, SigningKey};
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::owner::{self, Owner};
 use crate::plan::Plan;
-use crate::round::{Event, ReceiptBody, Refusal, RoundPhase, SiteState};
+use crate::round::{Event, ReceiptBody, Refusal, Round, RoundPhase, SiteState};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -73,6 +73,8 @@ pub(super) struct Site {
     pub(super) progress: BTreeMap<(RoundId, VisitNo), u64>,
     /// Whether its operator starts rounds.
     pub(super) starts: bool,
+    /// Whether its operator pauses, resumes and aborts rounds at random.
+    pub(super) steers: bool,
     /// Plans that its operator has and did not propose yet.
     pub(super) proposes: Vec<Plan>,
     pub(super) mutation: Option<Mutation>,
@@ -139,12 +141,15 @@ impl Site {
         Ok(receipt)
     }
 
-    /// Whether the operator waits for a round that has not begun.
+    /// Whether the operator has something to do or may still interfere.
     pub(super) fn has_to_operate(&self) -> bool {
-        let begun = |phase| matches!(phase, RoundPhase::Running | RoundPhase::Finished);
-        let waits = |state: &SiteState| {
-            state.rounds().is_empty() || !state.rounds().values().all(|r| begun(r.phase()))
+        let waits = |round: &Round| match round.phase() {
+            RoundPhase::Finished | RoundPhase::Aborted => false,
+            RoundPhase::Running => self.steers || round.paused.contains(&self.id),
+            RoundPhase::Proposed | RoundPhase::Approved => true,
         };
+        let waits =
+            |state: &SiteState| state.rounds().is_empty() || state.rounds().values().any(waits);
         !self.proposes.is_empty() || self.state().is_none_or(|state| waits(state))
     }
 
@@ -160,12 +165,23 @@ impl Site {
                 self.tell(cx, round, ReceiptBody::Proposed { plan: text })?;
             }
         }
-        for (id, round) in state.rounds() {
-            if !round.approvals.contains_key(&self.id) {
-                self.tell(cx, *id, ReceiptBody::Approved)?;
+        for (id, round) in state.rounds().iter().filter(|(_, round)| !round.phase().is_over()) {
+            let paused = round.paused.contains(&self.id);
+            let steers = self.steers && cx.troubled;
+            let body = if !round.approvals.contains_key(&self.id) {
+                ReceiptBody::Approved
             } else if self.starts && round.phase() == RoundPhase::Approved {
-                self.tell(cx, *id, ReceiptBody::Started)?;
-            }
+                ReceiptBody::Started
+            } else if paused && (!steers || cx.random.chance(300)) {
+                ReceiptBody::Resumed
+            } else if steers && !paused && cx.random.chance(30) {
+                ReceiptBody::Paused
+            } else if steers && cx.random.chance(2) {
+                ReceiptBody::Aborted
+            } else {
+                continue;
+            };
+            self.tell(cx, *id, body)?;
         }
         Ok(())
     }

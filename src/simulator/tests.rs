@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long new schedules are tried where nobody says how many.
 const SHARE: Duration = Duration::from_secs(20);
+/// Schedules of a thread between two words about how far it is.
+const REPORT: u64 = 5_000;
 /// Within so many schedules every mutation is seen.
 const MUTATION_SCHEDULES: u64 = 10_000;
 
@@ -62,6 +64,9 @@ fn no_schedule_violates_an_invariant() {
                 let course = checked(&Setting::of(first + taken));
                 std::mem::forget(stop);
                 ran += 1;
+                if ran % REPORT == 0 {
+                    println!("{taken} schedules in {:.0} s", begun.elapsed().as_secs_f64());
+                }
                 sum.steps += course.steps;
                 sum.crashes += course.crashes;
                 sum.virtual_s += course.virtual_s;

@@ -153,6 +153,9 @@ impl World {
         };
         let starter = usize::try_from(world.random.below(setting.sites)).unwrap();
         world.sites[starter].starts = true;
+        if world.random.chance(200) {
+            world.sites.iter_mut().for_each(|site| site.steers = true);
+        }
         world.troubles();
         world.propose(setting);
         world
@@ -240,7 +243,7 @@ impl World {
             site.proposes.is_empty()
                 && site.state().is_some_and(|state| {
                     let mut phases = state.rounds().values().map(|round| round.phase());
-                    phases.all(|phase| phase == RoundPhase::Finished) && state.effects().is_empty()
+                    phases.all(RoundPhase::is_over) && state.effects().is_empty()
                 })
         })
     }
@@ -405,6 +408,7 @@ fn site(index: usize, opened: &Opened, random: &mut Random, mutation: Option<Mut
         training,
         progress: BTreeMap::new(),
         starts: false,
+        steers: false,
         proposes: Vec::new(),
         mutation,
     }
