@@ -531,7 +531,8 @@ fn a_drop_is_measured_against_the_sites_own_figures() {
     let manifest = manifest.sign(&site.key).unwrap();
     site.tell(round, ReceiptBody::Contributed { manifest }).unwrap();
     let mut known = site.state.rounds()[&round].clone();
-    known.plan.gate = crate::gate::Gate { max_drop: Some(0.25), ..Default::default() };
+    let gate = crate::gate::Gate { max_drop: Some(0.25), ..Default::default() };
+    known.plan = Plan { gate, ..(*known.plan).clone() }.into();
     assert_eq!(known.least_dice(&uker, VisitNo(1)), None, "what the plan names is not refused");
     assert_eq!(known.least_dice(&uker, VisitNo(4)), Some(0.5));
     assert_eq!(known.least_dice(&"usz".parse().unwrap(), VisitNo(3)), None);
