@@ -172,6 +172,13 @@ pub enum What {
         /// The round.
         round: RoundId,
     },
+    /// A round goes on from here without a site that is lost.
+    RoundRecovered {
+        /// The round.
+        round: RoundId,
+        /// The site that was named, if one was.
+        without: Option<SiteId>,
+    },
     /// A model left the store to a file.
     ModelExported {
         /// Its digest.

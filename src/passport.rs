@@ -6,11 +6,12 @@ use crate::checkpoint::Layout;
 use crate::envelope::Envelope;
 use crate::ids::{Digest, SiteId, VisitNo};
 use crate::manifest::{self, Manifest};
-use crate::plan::{self, Plan, PlanFacts, Start};
-use crate::round::{Receipt, ReceiptBody};
+use crate::plan::{self, Plan, PlanFacts};
+use crate::round::{PassReason, Receipt, ReceiptBody};
 use crate::transfer;
 use crate::trust::{self, Roster};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Largest passport that is read.
 pub const PASSPORT_MAX_BYTES: usize = 16 * 1024 * 1024;
@@ -54,6 +55,9 @@ pub enum Error {
         /// What does not follow.
         what: &'static str,
     },
+    /// A statement that a visit was passed over.
+    #[error("a statement that a visit was passed over: {0}")]
+    Pass(&'static str),
     /// The weights beside the passport are not the ones it ends with.
     #[error("{0}")]
     Weights(transfer::Error),
@@ -75,6 +79,7 @@ impl Error {
             Self::Hops { .. } => "passport-hops",
             Self::Manifest { .. } => "passport-signature",
             Self::Chain { .. } => "passport-chain",
+            Self::Pass(_) => "passport-pass",
             Self::Weights(_) | Self::Checkpoint(crate::checkpoint::Error::Digest { .. }) => {
                 "weights-damaged"
             }
@@ -93,8 +98,11 @@ pub struct Passport {
     pub plan: String,
     /// Every site's signed approval.
     pub approvals: Vec<Envelope>,
-    /// One signed manifest for each visit, in order.
+    /// One signed manifest for each visit that stands, in order.
     pub manifests: Vec<Envelope>,
+    /// Signed statements about the visits in between that were passed over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passes: Vec<Envelope>,
 }
 
 /// A passport that was checked against a roster. Only [`Passport::verify`] makes one.
@@ -110,7 +118,7 @@ impl Passport {
     #[must_use]
     pub fn new(plan: &Plan, approvals: Vec<Envelope>, manifests: Vec<Envelope>) -> Self {
         let plan = String::from_utf8(plan.canonical()).unwrap_or_default();
-        Self { version: 1, plan, approvals, manifests }
+        Self { version: 1, plan, approvals, manifests, passes: Vec::new() }
     }
 
     /// Reads a passport.
@@ -160,14 +168,48 @@ impl Passport {
         if self.approvals.len() != plan.sites.len() || found > planned as usize {
             return Err(Error::Hops { found, planned });
         }
+        if self.passes.len() > planned as usize {
+            return Err(Error::Pass("there are more of them than visits"));
+        }
+        let passed = |envelope| verify_pass(&plan, envelope, roster).map(|(_, visit, _)| visit);
+        let passed = self.passes.iter().map(passed).collect::<Result<BTreeSet<_>, _>>()?;
         let mut hops: Vec<Manifest> = Vec::with_capacity(found);
-        for (envelope, n) in self.manifests.iter().zip(1..) {
-            let hop = VisitNo(n);
+        for envelope in &self.manifests {
+            let next = hops.last().map_or(VisitNo::FIRST, |last| last.visit.next());
+            let claimed = Manifest::unverified(envelope).map_or(next, |m| m.visit);
+            // Only signed statements let a hop follow one that is not right before it.
+            let shown = (next.0..claimed.0).all(|n| passed.contains(&VisitNo(n)));
+            let hop = if shown { claimed.max(next) } else { next };
             let manifest = verify_hop(&plan, &facts, hops.last(), hop, envelope, roster)?;
             hops.push(manifest);
         }
         let last = hops.last().cloned().ok_or(Error::Hops { found, planned })?;
         Ok(VerifiedPassport { plan, hops, last })
+    }
+}
+
+/// Checks a statement that a visit of `plan` is passed over: who says it, which visit, and why.
+///
+/// # Errors
+/// [`Error::Site`] or [`Error::Pass`].
+pub fn verify_pass(
+    plan: &Plan,
+    envelope: &Envelope,
+    roster: &Roster,
+) -> Result<(SiteId, VisitNo, PassReason), Error> {
+    let malformed = |_| Error::Pass("it cannot be read, or its signature does not hold");
+    let claimed = Receipt::unverified(envelope).map_err(malformed)?;
+    let key = roster.signing_key(&claimed.site, envelope)?;
+    let receipt = Receipt::open(envelope, &key).map_err(malformed)?;
+    if receipt.round != plan.round() {
+        return Err(Error::Pass("it belongs to another round"));
+    }
+    match receipt.body {
+        ReceiptBody::Passed { visit, reason } if plan.may_pass(&receipt.site, visit, reason) => {
+            Ok((receipt.site, visit, reason))
+        }
+        ReceiptBody::Passed { .. } => Err(Error::Pass("it is not for its site to pass it over")),
+        _ => Err(Error::Pass("its site says something else")),
     }
 }
 
@@ -188,11 +230,7 @@ pub fn verify_hop(
     let key = roster.signing_key(site, envelope)?;
     let manifest =
         Manifest::open(envelope, &key).map_err(|source| Error::Manifest { hop, source })?;
-    let parent = match (previous, plan.start) {
-        (Some(previous), _) => Some(previous.weights.object),
-        (None, Start::Fresh) => None,
-        (None, Start::Checkpoint(digest)) => Some(digest),
-    };
+    let parent = previous.map_or(plan.start_digest(), |p| Some(p.weights.object));
     for (holds, what) in [
         (manifest.round == facts.round, "its manifest belongs to another round"),
         (manifest.visit == hop, "its manifest is of another visit"),

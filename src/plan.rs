@@ -5,6 +5,7 @@ use crate::gate::Gate;
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::passport::PASSPORT_MAX_BYTES;
 use crate::recipe::{Method, Recipe};
+use crate::round::PassReason;
 use crate::settings::{self, Problems, Table};
 use crate::transfer::{CHUNK_MIN_BYTES, CHUNKS_MAX};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,10 @@ pub const PLAN_MAX_BYTES: usize = 64 * 1024;
 const HOP_BYTES: u64 = 3072;
 /// Size of one chunk's digest in a passport: hexadecimal, quoted, in base64.
 const HOP_CHUNK_BYTES: u64 = 90;
+/// Shortest time after which a plan may count a site as absent, in hours.
+pub const ABSENT_HOURS_MIN: f64 = 0.001;
+/// Longest such time, in hours: ten years.
+pub const ABSENT_HOURS_MAX: f64 = 87_600.0;
 /// Format of the canonical form.
 const PLAN_VERSION: u32 = 1;
 
@@ -90,6 +95,53 @@ pub struct PlanFacts {
     pub bytes: u64,
 }
 
+/// Who comes after whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// As `sites` says, in every cycle.
+    #[default]
+    Fixed,
+    /// Drawn for every cycle from the plan's seed.
+    Seeded,
+}
+
+impl FromStr for Order {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "fixed" => Ok(Self::Fixed),
+            "seeded" => Ok(Self::Seeded),
+            _ => Err("choose `fixed` (as listed) or `seeded` (drawn for every cycle)".to_owned()),
+        }
+    }
+}
+
+/// What happens to a visit whose site does not take the checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AbsentPolicy {
+    /// It is waited for, for ever.
+    #[default]
+    Wait,
+    /// It is passed over after the plan's deadline.
+    Skip,
+    /// The round is aborted after the plan's deadline.
+    Abort,
+}
+
+impl FromStr for AbsentPolicy {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "wait" => Ok(Self::Wait),
+            "skip" => Ok(Self::Skip),
+            "abort" => Ok(Self::Abort),
+            _ => Err("choose `wait` (for ever), `skip` or `abort`".to_owned()),
+        }
+    }
+}
+
 /// A complete, resolved plan. Its canonical bytes are what everyone signs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -99,7 +151,7 @@ pub struct Plan {
     pub name: String,
     /// How the model travels.
     pub topology: Topology,
-    /// Sites in the order of their visits.
+    /// Sites, in the order of their visits unless that is drawn.
     pub sites: Vec<SiteId>,
     /// Times the order is gone through; 1 for SWT.
     pub cycles: u32,
@@ -114,6 +166,19 @@ pub struct Plan {
     /// What a receiving site demands of a checkpoint.
     #[serde(default, skip_serializing_if = "Gate::is_open")]
     pub gate: Gate,
+    /// Who comes after whom.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub order: Order,
+    /// What happens to a visit whose site does not take the checkpoint.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub absent: AbsentPolicy,
+    /// After how many hours without any progress towards that site; 0 with [`AbsentPolicy::Wait`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub absent_after_hours: f64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Plan {
@@ -132,6 +197,10 @@ impl Plan {
         let cycles = t.integer32("cycles", 1, CYCLES_MAX);
         let start: Option<Digest> = t.parsed("start_checkpoint");
         let seed = t.integer("seed", 0, i64::MAX as u64).unwrap_or(0);
+        let order = t.parsed("order").unwrap_or_default();
+        let absent = t.parsed("absent").unwrap_or_default();
+        let absent_after_hours =
+            t.number("absent_after_hours", ABSENT_HOURS_MIN, ABSENT_HOURS_MAX).unwrap_or(0.0);
         let recipe = t.table("recipe", Recipe::from_table);
         let gate = t.table("gate", Gate::from_table).unwrap_or_default();
         for (key, absent) in [
@@ -156,6 +225,9 @@ impl Plan {
             recipe: recipe?,
             proposed_at,
             gate,
+            order,
+            absent,
+            absent_after_hours,
         };
         for problem in plan.problems() {
             t.problem(problem);
@@ -191,6 +263,16 @@ impl Plan {
         }
         if self.topology == Topology::Swt && self.cycles != 1 {
             list.push("`cycles` must be 1 with topology swt; choose cwt for more".to_owned());
+        }
+        let (waits, hours) = (self.absent == AbsentPolicy::Wait, self.absent_after_hours);
+        if waits && hours != 0.0 {
+            list.push("`absent_after_hours` means nothing with `absent = \"wait\"`; choose skip or abort, or leave it out".to_owned());
+        }
+        if !waits && !(ABSENT_HOURS_MIN..=ABSENT_HOURS_MAX).contains(&hours) {
+            list.push(format!("`absent_after_hours` must say after how many hours, {ABSENT_HOURS_MIN} to {ABSENT_HOURS_MAX}, a site counts as absent"));
+        }
+        if self.order == Order::Seeded && self.sites.len() < 2 {
+            list.push("`order` cannot be seeded with one site: no order would let the model travel; name two or more".to_owned());
         }
         let too_long = |chunks: u64| {
             let hop = HOP_BYTES + HOP_CHUNK_BYTES * chunks.min(CHUNKS_MAX as u64);
@@ -241,6 +323,15 @@ impl Plan {
         Digest::of(&self.canonical())
     }
 
+    /// The checkpoint that the first visit starts from; none for a fresh model.
+    #[must_use]
+    pub const fn start_digest(&self) -> Option<Digest> {
+        match self.start {
+            Start::Fresh => None,
+            Start::Checkpoint(digest) => Some(digest),
+        }
+    }
+
     /// Digest of the recipe alone.
     #[must_use]
     pub fn recipe_digest(&self) -> Digest {
@@ -279,7 +370,50 @@ impl Plan {
             return None;
         }
         let position = usize::try_from(visit.0 - 1).ok()? % self.sites.len();
-        self.sites.get(position)
+        match self.order {
+            Order::Fixed => self.sites.get(position),
+            Order::Seeded => self.sites.get(*self.drawn(self.cycle_of(visit)).get(position)?),
+        }
+    }
+
+    /// The sites' places in `sites` in the order of a cycle: no site trains twice in a row. The first
+    /// two of a cycle change places for that, so its last one is as it was drawn; two sites alone keep
+    /// the order of the first cycle.
+    fn drawn(&self, cycle: u32) -> Vec<usize> {
+        let mut order = self.shuffled(if self.sites.len() == 2 { 1 } else { cycle });
+        let before = cycle.checked_sub(1).filter(|c| *c > 0 && self.sites.len() > 2);
+        let last = before.and_then(|c| self.shuffled(c).last().copied());
+        if last.is_some() && last == order.first().copied() {
+            order.swap(0, 1);
+        }
+        order
+    }
+
+    /// Fisher and Yates' shuffle; its draws are the digests of seed, cycle and place.
+    fn shuffled(&self, cycle: u32) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.sites.len()).collect();
+        for i in (1..order.len()).rev() {
+            let digest = Digest::of(format!("{} order {cycle} {i}", self.seed).as_bytes());
+            let draw = digest.as_bytes().first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+            order.swap(i, usize::try_from(draw % (i as u64 + 1)).unwrap_or(0));
+        }
+        order
+    }
+
+    /// Whether `site` may say that `visit` is passed over, as far as the plan alone tells.
+    #[must_use]
+    pub fn may_pass(&self, site: &SiteId, visit: VisitNo, reason: PassReason) -> bool {
+        let has = |n: u32| self.site_of(VisitNo(n)) == Some(site);
+        let planned = self.site_of(visit).is_some_and(|s| s != site);
+        let entitled = match reason {
+            PassReason::Refused => (visit.0..=self.visit_count()).any(has),
+            // After a fresh start everybody has what the first visit starts from.
+            PassReason::Absent | PassReason::Lost => {
+                let anywhere = self.start == Start::Fresh || reason == PassReason::Lost;
+                (1..=if anywhere { self.visit_count() } else { visit.0 }).any(has)
+            }
+        };
+        planned && entitled
     }
 
     /// The cycle a visit belongs to, from 1.
@@ -287,6 +421,12 @@ impl Plan {
     pub fn cycle_of(&self, visit: VisitNo) -> u32 {
         let n = u32::try_from(self.sites.len()).unwrap_or(u32::MAX).max(1);
         visit.0.saturating_sub(1) / n + 1
+    }
+
+    /// Seconds without progress after which a site counts as absent.
+    #[must_use]
+    pub fn absent_after_s(&self) -> u64 {
+        (self.absent_after_hours * 3600.0).ceil() as u64
     }
 
     /// Seed of one visit: two visits never share their draws.
@@ -450,6 +590,57 @@ epochs = 3
         }
         assert_eq!(Plan::from_canonical(&bytes), Ok(plan.clone()));
         assert_ne!(Plan { cycles: 3, ..plan.clone() }.round(), plan.round());
+    }
+
+    #[test]
+    fn a_drawn_order_gives_every_site_a_visit_in_each_cycle_and_none_two_in_a_row() {
+        let with = |lines: &str| {
+            Plan::from_toml(
+                &THREE_SITES.replace("seed = 7", lines).replace("cycles = 2", "cycles = 9"),
+                1,
+            )
+        };
+        for (lines, word) in [
+            ("order = \"random\"", "`order`: choose `fixed`"),
+            ("absent = \"later\"", "`absent`: choose `wait`"),
+            ("absent = \"skip\"", "`absent_after_hours` must say"),
+            ("absent_after_hours = 3", "means nothing with"),
+            ("absent = \"abort\"\nabsent_after_hours = 0", "must lie between 0.001"),
+        ] {
+            let problems = with(lines).unwrap_err().to_string();
+            assert!(problems.contains(word), "{word} is not in:\n{problems}");
+        }
+        let alone = THREE_SITES.replace("\"uker\", \"stanford\", \"usz\"", "\"uker\"");
+        let alone = Plan::from_toml(&alone.replace("seed = 7", "order = \"seeded\""), 1);
+        assert!(alone.unwrap_err().to_string().contains("no order would let the model travel"));
+
+        let fixed = with("seed = 7").unwrap();
+        let text = String::from_utf8(fixed.canonical()).unwrap();
+        assert!(!text.contains("order") && !text.contains("absent"), "{text}");
+        let mut orders = std::collections::BTreeSet::new();
+        for seed in 0..50 {
+            let plan = with(&format!("seed = {seed}\norder = \"seeded\"")).unwrap();
+            assert_eq!(Plan::from_canonical(&plan.canonical()), Ok(plan.clone()));
+            let order: Vec<_> =
+                (1..=27).map(|v| plan.site_of(VisitNo(v)).unwrap().clone()).collect();
+            assert!(order.windows(2).all(|w| w[0] != w[1]), "seed {seed}: {order:?}");
+            for cycle in order.chunks(3) {
+                let mut sites = cycle.to_vec();
+                sites.sort();
+                assert_eq!(
+                    sites.iter().map(SiteId::as_str).collect::<Vec<_>>(),
+                    ["stanford", "uker", "usz"]
+                );
+            }
+            orders.insert(order);
+        }
+        assert!(orders.len() > 45, "{} orders", orders.len());
+        let two = THREE_SITES
+            .replace("\"stanford\", ", "")
+            .replace("seed = 7", "seed = 3\norder = \"seeded\"");
+        let two = Plan::from_toml(&two, 1).unwrap();
+        assert_eq!(two.site_of(VisitNo(1)), two.site_of(VisitNo(3)));
+        assert_ne!(two.site_of(VisitNo(1)), two.site_of(VisitNo(2)));
     }
 
     #[test]

@@ -5,19 +5,23 @@
 //! [`step`] adopts one event; [`SiteState::effects`] computes what is outstanding. Effects are derived
 //! from state, never remembered: after a crash they are simply computed again.
 
+mod course;
 mod custody;
 mod effect;
 mod event;
 pub mod receipt;
+pub mod recover;
 mod state;
 mod step;
 
 pub use effect::{Effect, Work};
 pub use event::Event;
-pub use receipt::{Receipt, ReceiptBody, RefusalReason, StallReason};
+pub use receipt::{PassReason, Receipt, ReceiptBody, RefusalReason, StallReason};
 pub use state::{Imported, Round, RoundPhase, SiteState, Visit, VisitPhase};
 pub use step::{IMPORTED_MAX, OPEN_ROUNDS_MAX, PROPOSALS_MAX, Refusal, UNAPPROVED_MAX, step};
 
+#[cfg(test)]
+mod pass_tests;
 #[cfg(test)]
 mod steer_tests;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use rondo_proto::peer::peer_client::PeerClient;
 use rustls::pki_types::ServerName;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -101,6 +101,8 @@ pub struct Contact {
     pub held: Option<Digest>,
     /// Whether the last call did not reach it.
     pub unreached: bool,
+    /// When a piece of a checkpoint last went to it.
+    pub moved: Option<Instant>,
 }
 
 /// All peers' contacts.
@@ -124,6 +126,12 @@ impl Contacts {
     pub fn heard(&self, site: &SiteId) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry(site.clone()).or_default().last = unix_now();
+    }
+
+    /// Notes that a piece of a checkpoint goes to `site`.
+    pub fn moved(&self, site: &SiteId) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(site.clone()).or_default().moved = Some(Instant::now());
     }
 
     /// Notes how a call went; says whether the problem is a new one.

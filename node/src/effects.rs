@@ -2,7 +2,7 @@
 //! again and again, and ends when the state no longer asks for its work.
 
 use crate::contacts::{self, Client, Contacts, connect};
-use crate::daemon::{Daemon, unix_now};
+use crate::daemon::{self, Daemon, unix_now};
 use crate::identity::Own;
 use crate::ledger::Egress;
 use crate::pace::{Held as Waits, Paces, last_patience};
@@ -13,7 +13,7 @@ use crate::trainer::{Assignment, Failure, Trained, TrainerHub};
 use rondo::envelope::Envelope;
 use rondo::ids::{Digest, RoundId, SiteId, VisitNo};
 use rondo::manifest::Manifest;
-use rondo::plan::Plan;
+use rondo::plan::{AbsentPolicy, Plan};
 use rondo::round::{Effect, Event, ReceiptBody, RefusalReason, StallReason, Work};
 use rondo_proto::peer::{OfferAnswer, ReceiptBatch, offer_answer::Answer};
 use std::collections::BTreeMap;
@@ -30,6 +30,9 @@ pub const RETRY_MAX: Duration = Duration::from_secs(30);
 const HOPELESS_PAUSE: Duration = Duration::from_secs(600);
 /// Failures of a visit before all sites are told that it stalls.
 const STALL_AFTER: u32 = 3;
+/// After its start a daemon gives an absent site this long at least, if the plan has as much: it knows
+/// of no progress from before.
+const EXPIRE_GRACE: Duration = Duration::from_secs(600);
 /// An answer to a single message must come within this time; transfers have no such limit.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -50,6 +53,8 @@ pub struct Workers {
     pub paces: Paces,
     /// Counts what is sent.
     pub egress: Egress,
+    /// When the daemon started.
+    pub since: Instant,
 }
 
 /// How an attempt at an effect went.
@@ -120,6 +125,9 @@ impl Workers {
                 }
                 Effect::Train { round, visit, received } => {
                     self.train(*round, *visit, *received, failures).await
+                }
+                Effect::Expire { round, visit, at } => {
+                    self.expire(*round, *visit, *at).await.into()
                 }
             };
             // A link that breaks again and again but brings something over is no dead one.
@@ -253,7 +261,10 @@ impl Workers {
                 let (round, visit) = release.visit();
                 let (pieces, problem) = release.send(wanted);
                 let (out, chunks) = mpsc::channel(1);
-                let feed = pace.feed(pieces, out, |chunk| chunk);
+                let feed = pace.feed(pieces, out, |chunk| {
+                    self.contacts.moved(to);
+                    chunk
+                });
                 let sending = peer.send_chunks(ReceiverStream::new(chunks));
                 tokio::pin!(sending);
                 let fed = tokio::select! {
@@ -347,6 +358,40 @@ impl Workers {
         }
     }
 
+    /// Carries out the plan's absent-site policy, once its time without progress is over.
+    async fn expire(&self, round: RoundId, visit: VisitNo, at: u64) -> bool {
+        let state = self.daemon.state();
+        let Some(known) = state.rounds().get(&round) else { return false };
+        let Some(turn) = known.turn().filter(|turn| turn.number == visit) else { return false };
+        let limit = Duration::from_secs(known.plan.absent_after_s());
+        let moves = self.contacts.of(&turn.site).moved.is_some_and(|at| at.elapsed() < limit);
+        if unix_now() < at || moves || self.since.elapsed() < limit.min(EXPIRE_GRACE) {
+            return false;
+        }
+        let bodies = match known.plan.absent {
+            AbsentPolicy::Wait => return false,
+            AbsentPolicy::Abort => vec![ReceiptBody::Aborted],
+            AbsentPolicy::Skip => {
+                let passed = |(visit, reason)| ReceiptBody::Passed { visit, reason };
+                known.expiry(self.daemon.site()).into_iter().map(passed).collect()
+            }
+        };
+        tracing::warn!(
+            round = round.short(),
+            visit = visit.0,
+            peer = %turn.site,
+            hours = known.plan.absent_after_hours,
+            "the site has not taken the checkpoint in the plan's time"
+        );
+        for body in bodies {
+            if let Err(e) = self.daemon.tell(round, body).await {
+                tracing::warn!(round = round.short(), visit = visit.0, "going on without it: {e}");
+                return false;
+            }
+        }
+        true
+    }
+
     async fn contribute(
         &self,
         round: RoundId,
@@ -383,7 +428,14 @@ impl Workers {
         };
         let manifest = manifest.sign(&self.own.now().signing).map_err(|e| failed(&e))?;
         let body = ReceiptBody::Contributed { manifest };
-        self.daemon.tell(round, body).await.map_err(|e| failed(&e))?;
+        match self.daemon.tell(round, body).await {
+            Ok(_) => {}
+            Err(daemon::Error::Refused(e)) => {
+                tracing::warn!("visit {visit} comes to nothing: {e}");
+                return Err(StallReason::TrainerFailed);
+            }
+            Err(e) => return Err(failed(&e)),
+        }
         tracing::info!(round = round.short(), visit = visit.0, weights = %trained.weights.short(), "contributed");
         Ok(())
     }

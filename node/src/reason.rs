@@ -130,6 +130,8 @@ reasons! {
     PassportSignature = "passport-signature", InvalidArgument;
     /// A hop that does not follow from plan and parent.
     PassportChain = "passport-chain", InvalidArgument;
+    /// A statement in a passport that a visit was passed over does not hold.
+    PassportPass = "passport-pass", InvalidArgument;
     /// Weights that are not a checkpoint of the architecture.
     WeightsLayout = "weights-layout", InvalidArgument;
     /// Weights with a number that is NaN or infinite.

@@ -146,7 +146,7 @@ fn needed(state: &SiteState) -> BTreeSet<Digest> {
     let of_effect = |effect| match effect {
         Effect::HandOver { weights, .. } => Some(weights),
         Effect::Train { received, .. } => received,
-        Effect::DeliverReceipts { .. } => None,
+        Effect::DeliverReceipts { .. } | Effect::Expire { .. } => None,
     };
     state.effects().into_iter().filter_map(of_effect).collect()
 }

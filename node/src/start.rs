@@ -418,6 +418,7 @@ async fn live(
         contacts,
         paces,
         egress: egress.clone(),
+        since: Instant::now(),
     };
     tracing::info!(address = %config.listen, control = %config.control_socket.display(), "ready");
     let ended = tokio::select! {

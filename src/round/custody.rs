@@ -2,7 +2,6 @@
 
 use super::state::{Round, SiteState};
 use crate::ids::Digest;
-use crate::plan::Start;
 use std::collections::BTreeSet;
 
 impl SiteState {
@@ -11,7 +10,7 @@ impl SiteState {
     pub fn kept(&self) -> BTreeSet<Digest> {
         let of_round = |round: &Round| -> Vec<Digest> {
             if round.phase().is_over() {
-                round.weights().last().into_iter().collect()
+                round.tip().and_then(super::Visit::weights).into_iter().collect()
             } else {
                 round.weights().chain(round.start_weights()).collect()
             }
@@ -30,9 +29,6 @@ impl Round {
     /// The checkpoint that it starts from; none for a fresh model.
     #[must_use]
     pub fn start_weights(&self) -> Option<Digest> {
-        match self.plan.start {
-            Start::Fresh => None,
-            Start::Checkpoint(digest) => Some(digest),
-        }
+        self.plan.start_digest()
     }
 }

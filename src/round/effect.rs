@@ -34,6 +34,16 @@ pub enum Effect {
         /// What to start from; none for a fresh model.
         received: Option<Digest>,
     },
+    /// Carry out the plan's absent-site policy for `visit`, whose site has not taken the checkpoint, once
+    /// the plan's time without progress is over. Ends with this site's receipt `Passed` or `Aborted`.
+    Expire {
+        /// The round.
+        round: RoundId,
+        /// The visit whose turn it is.
+        visit: VisitNo,
+        /// Unix time by this site's clock, before which it is too early in any case.
+        at: u64,
+    },
 }
 
 /// What names an effect as it goes on: deliveries to a peer are one work however many receipts there are.
@@ -43,8 +53,10 @@ pub enum Work {
     Deliver(RoundId, SiteId),
     /// Handing a visit's checkpoint to a peer.
     HandOver(RoundId, VisitNo, SiteId),
-    /// Training a visit.
-    Train(RoundId, VisitNo),
+    /// Training a visit, from what it starts from.
+    Train(RoundId, VisitNo, Option<Digest>),
+    /// Waiting for a site that may be absent.
+    Expire(RoundId, VisitNo),
 }
 
 impl Effect {
@@ -54,7 +66,8 @@ impl Effect {
         match self {
             Self::DeliverReceipts { round, to, .. } => Work::Deliver(*round, to.clone()),
             Self::HandOver { round, visit, to, .. } => Work::HandOver(*round, *visit, to.clone()),
-            Self::Train { round, visit, .. } => Work::Train(*round, *visit),
+            Self::Train { round, visit, received } => Work::Train(*round, *visit, *received),
+            Self::Expire { round, visit, .. } => Work::Expire(*round, *visit),
         }
     }
 }

@@ -36,6 +36,12 @@ pub enum Event {
         /// The signed manifest.
         manifest: Envelope,
     },
+    /// A statement that a visit is passed over came with an offered checkpoint, ahead of its turn among
+    /// its site's receipts.
+    Passed {
+        /// The signed receipt.
+        receipt: Envelope,
+    },
     /// A peer has this site's receipts of a round up to a number.
     Delivered {
         /// The round.

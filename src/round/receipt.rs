@@ -60,6 +60,13 @@ pub enum ReceiptBody {
         /// Why.
         reason: RefusalReason,
     },
+    /// A visit is passed over: the round goes on from the checkpoint before it.
+    Passed {
+        /// The visit.
+        visit: VisitNo,
+        /// Why.
+        reason: PassReason,
+    },
 }
 
 /// Why a checkpoint did not pass the gate: codes, because text could carry what must not leave a site.
@@ -70,6 +77,18 @@ pub enum RefusalReason {
     Norm,
     /// Its validation at the receiving site is below what the plan demands.
     Floor,
+}
+
+/// Why a visit is passed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PassReason {
+    /// Its contribution did not pass the gate of the site after it.
+    Refused,
+    /// Its site did not take the checkpoint in the time that the plan gives it.
+    Absent,
+    /// Its site will not come back, an operator says.
+    Lost,
 }
 
 /// Why a visit stalls: codes, because text could carry what must not leave a site.

@@ -1,12 +1,12 @@
 //! A site's state: its roster and what it knows of every round.
 
 use super::effect::Effect;
-use super::receipt::{Receipt, ReceiptBody, RefusalReason, StallReason};
+use super::receipt::{PassReason, Receipt, ReceiptBody, RefusalReason, StallReason};
 use crate::envelope::Envelope;
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
 use crate::manifest::Manifest;
 use crate::passport::Passport;
-use crate::plan::{Plan, PlanFacts, Start};
+use crate::plan::{AbsentPolicy, Plan, PlanFacts};
 use crate::trust::{Roster, SiteCard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -66,6 +66,8 @@ pub enum VisitPhase {
     Contributed,
     /// The next site (every site, for the last visit) has the checkpoint.
     HandedOver,
+    /// The round went on without it.
+    PassedOver,
 }
 
 /// What is known of one visit.
@@ -73,6 +75,8 @@ pub enum VisitPhase {
 pub struct Visit {
     /// Its number.
     pub number: VisitNo,
+    /// Whose turn it is.
+    pub site: SiteId,
     /// Whether its site says that it trains.
     pub training: bool,
     /// Why it stalls, if it does.
@@ -83,6 +87,10 @@ pub struct Visit {
     pub received_by: BTreeMap<SiteId, Digest>,
     /// Sites whose gate the checkpoint did not pass.
     pub refused_by: BTreeMap<SiteId, RefusalReason>,
+    /// Who said that it is passed over, why, and the signed receipt.
+    pub passed: BTreeMap<SiteId, (PassReason, Envelope)>,
+    /// Whether the newest checkpoint comes from it.
+    pub stands: bool,
 }
 
 impl Visit {
@@ -90,6 +98,16 @@ impl Visit {
     #[must_use]
     pub fn weights(&self) -> Option<Digest> {
         self.contribution.as_ref().map(|(manifest, _)| manifest.weights.object)
+    }
+
+    /// Whether `site` made or received the checkpoint.
+    #[must_use]
+    pub fn is_at(&self, site: &SiteId) -> bool {
+        (self.site == *site && self.contribution.is_some()) || self.is_held_by(site)
+    }
+
+    pub(super) fn index(&self) -> usize {
+        (self.number.0 as usize).saturating_sub(1)
     }
 
     /// Whether `site` received exactly the checkpoint that was contributed.
@@ -122,6 +140,10 @@ pub struct Round {
     pub visits: Vec<Visit>,
     /// Number of the last own receipt that each peer has.
     pub delivered: BTreeMap<SiteId, u32>,
+    /// Unix time, by this site's clock, since which an absent site keeps it waiting.
+    pub waits_since: u64,
+    pub(super) tip: Option<VisitNo>,
+    pub(super) turn: Option<VisitNo>,
 }
 
 impl SiteState {
@@ -165,14 +187,20 @@ impl SiteState {
 
 impl Round {
     pub(super) fn new(plan: Plan, proposer: SiteId) -> Self {
-        let visits = (1..=plan.visit_count())
-            .map(|n| Visit {
-                number: VisitNo(n),
-                training: false,
-                stalled: None,
-                contribution: None,
-                received_by: BTreeMap::new(),
-                refused_by: BTreeMap::new(),
+        let visits: Vec<Visit> = (1..=plan.visit_count())
+            .map(VisitNo)
+            .filter_map(|number| {
+                Some(Visit {
+                    number,
+                    site: plan.site_of(number)?.clone(),
+                    training: false,
+                    stalled: None,
+                    contribution: None,
+                    received_by: BTreeMap::new(),
+                    refused_by: BTreeMap::new(),
+                    passed: BTreeMap::new(),
+                    stands: false,
+                })
             })
             .collect();
         Self {
@@ -186,6 +214,9 @@ impl Round {
             aborted: BTreeSet::new(),
             visits,
             delivered: BTreeMap::new(),
+            waits_since: 0,
+            tip: None,
+            turn: Some(VisitNo::FIRST),
         }
     }
 
@@ -207,19 +238,21 @@ impl Round {
     }
 
     fn is_complete(&self) -> bool {
-        self.visits.iter().all(|v| self.visit_phase(v) == VisitPhase::HandedOver)
+        let done = |v: &Visit| self.recipients(v.number).all(|to| v.is_held_by(to));
+        self.turn.is_none() && self.tip().is_some_and(done)
     }
 
     /// Where a visit stands.
     #[must_use]
     pub fn visit_phase(&self, visit: &Visit) -> VisitPhase {
-        let site = self.plan.site_of(visit.number);
-        if visit.contribution.is_some() {
+        if !visit.stands && !visit.passed.is_empty() {
+            VisitPhase::PassedOver
+        } else if visit.contribution.is_some() {
             let done = self.recipients(visit.number).all(|to| visit.is_held_by(to));
             if done { VisitPhase::HandedOver } else { VisitPhase::Contributed }
         } else if visit.training && !self.is_input_refused(visit.number) {
             VisitPhase::Training
-        } else if site.is_some_and(|s| self.approvals.contains_key(s)) {
+        } else if self.approvals.contains_key(&visit.site) {
             VisitPhase::Approved
         } else {
             VisitPhase::Registered
@@ -234,14 +267,6 @@ impl Round {
 
     pub(super) fn visit_mut(&mut self, number: VisitNo) -> Option<&mut Visit> {
         self.visits.get_mut(usize::try_from(number.0).ok()?.checked_sub(1)?)
-    }
-
-    /// Sites that a visit's checkpoint must reach: the next one, or every other after the last visit.
-    pub fn recipients(&self, visit: VisitNo) -> impl Iterator<Item = &SiteId> {
-        let own = self.plan.site_of(visit);
-        let next = self.plan.site_of(visit.next());
-        let last = visit == self.plan.last_visit();
-        self.plan.sites.iter().filter(move |s| Some(*s) != own && (last || Some(*s) == next))
     }
 
     /// The manifest of `visit`, once its site contributed.
@@ -263,13 +288,41 @@ impl Round {
         receipts.iter().find(|e| Receipt::unverified(e).is_ok_and(|r| r.body == told)).cloned()
     }
 
-    /// The passport of the checkpoint of `visit`; none while a hop before it is not known here.
+    /// The manifests from the start to the checkpoint of `visit`, as far back as they are known here.
+    #[must_use]
+    pub fn chain(&self, visit: VisitNo) -> Vec<&Manifest> {
+        let mut chain = Vec::new();
+        let mut at = Some(visit);
+        while let Some((number, manifest)) = at.and_then(|n| Some((n, self.manifest(n)?))) {
+            chain.push(manifest);
+            at = self.parent(number, manifest.parent).ok().flatten();
+        }
+        chain.reverse();
+        chain
+    }
+
+    /// The passport of the checkpoint of `visit`; none while a hop before it is not known here. With the
+    /// newest checkpoint comes why it is handed to whoever it is handed to.
     #[must_use]
     pub fn passport(&self, visit: VisitNo) -> Option<Passport> {
-        let hop = |n| Some(self.visit(VisitNo(n))?.contribution.as_ref()?.1.clone());
-        let manifests = (1..=visit.0).map(hop).collect::<Option<Vec<_>>>()?;
+        let (mut manifests, mut gaps) = (Vec::new(), Vec::new());
+        let mut upper = if self.tip == Some(visit) { self.turn } else { None };
+        let mut at = Some(visit);
+        while let Some(number) = at {
+            let (manifest, envelope) = self.visit(number)?.contribution.as_ref()?;
+            gaps.push((number.next(), upper.unwrap_or(number.next())));
+            manifests.push(envelope.clone());
+            upper = Some(number);
+            at = self.parent(number, manifest.parent).ok()?;
+        }
+        gaps.push((VisitNo::FIRST, upper.unwrap_or(VisitNo::FIRST)));
+        manifests.reverse();
+        let passes = gaps.into_iter().rev().flat_map(|(from, to)| from.0..to.0);
+        let passes = passes.filter_map(|n| self.visit(VisitNo(n))?.passed.values().next());
         let approvals = self.approvals.values().cloned().collect();
-        Some(Passport::new(&self.plan, approvals, manifests))
+        let mut passport = Passport::new(&self.plan, approvals, manifests);
+        passport.passes = passes.map(|(_, envelope)| envelope.clone()).collect();
+        Some(passport)
     }
 
     fn effects(&self, id: RoundId, own: &SiteId, roster: &Roster, out: &mut Vec<Effect>) {
@@ -283,46 +336,49 @@ impl Round {
         if !matches!(self.phase(), RoundPhase::Running) {
             return;
         }
-        for visit in self.visits.iter().filter(|v| self.plan.site_of(v.number) == Some(own)) {
-            match visit.weights() {
-                Some(_) if !self.paused.is_empty() => {}
-                Some(weights) => {
-                    let to = self.recipients(visit.number).filter(|to| !visit.is_held_by(to));
-                    out.extend(to.filter(|to| roster.trusted(to).is_ok()).map(|to| {
-                        Effect::HandOver { round: id, visit: visit.number, weights, to: to.clone() }
-                    }));
-                }
-                // What trains goes on to its end.
-                None if !self.paused.is_empty() && !visit.training => {}
-                None => {
-                    if let Some(received) = self.input_of(visit.number, own) {
-                        out.push(Effect::Train { round: id, visit: visit.number, received });
-                    }
-                }
+        let goes_on = self.paused.is_empty();
+        for visit in self.course().filter(|v| v.site == *own && goes_on) {
+            let Some(weights) = visit.weights() else { continue };
+            let to = self.recipients(visit.number).filter(|to| !visit.is_held_by(to));
+            out.extend(to.filter(|to| roster.trusted(to).is_ok()).map(|to| Effect::HandOver {
+                round: id,
+                visit: visit.number,
+                weights,
+                to: to.clone(),
+            }));
+        }
+        let Some(turn) = self.turn() else { return };
+        let visit = turn.number;
+        // What trains goes on to its end in a pause.
+        if turn.site == *own && (goes_on || turn.training) {
+            if let Some(received) = self.input(own) {
+                out.push(Effect::Train { round: id, visit, received });
             }
+        } else if turn.site != *own
+            && goes_on
+            && self.plan.absent != AbsentPolicy::Wait
+            && self.tip().is_some_and(|t| t.site == *own && !t.is_held_by(&turn.site))
+        {
+            let at = self.waits_since.saturating_add(self.plan.absent_after_s());
+            out.push(Effect::Expire { round: id, visit, at });
         }
     }
 
-    /// What `own` starts `visit` from, if it is this visit's turn and the checkpoint is here.
-    fn input_of(&self, visit: VisitNo, own: &SiteId) -> Option<Option<Digest>> {
-        let Some(previous) = visit.previous() else {
-            return Some(match self.plan.start {
-                Start::Fresh => None,
-                Start::Checkpoint(digest) => Some(digest),
-            });
-        };
-        let before = self.visit(previous)?;
-        let weights = before.weights()?;
-        let here = self.plan.site_of(previous) == Some(own) || before.is_held_by(own);
-        let refused = before.refused_by.contains_key(own);
-        (here && !refused).then_some(Some(weights))
+    /// What the visit whose turn it is starts from, if it is at `own`; none for a fresh model.
+    #[must_use]
+    pub fn input(&self, own: &SiteId) -> Option<Option<Digest>> {
+        match self.tip() {
+            Some(tip) if tip.refused_by.contains_key(own) => None,
+            Some(tip) => tip.is_at(own).then_some(tip.weights()),
+            None => Some(self.plan.start_digest()),
+        }
     }
 
     /// Whether the site of `visit` refused what it received for it.
     fn is_input_refused(&self, visit: VisitNo) -> bool {
-        let before = visit.previous().and_then(|before| self.visit(before));
-        let site = self.plan.site_of(visit);
-        before.zip(site).is_some_and(|(before, site)| before.refused_by.contains_key(site))
+        let turn = self.turn().filter(|turn| turn.number == visit);
+        let refused = |turn: &Visit| self.tip().map(|tip| tip.refused_by.contains_key(&turn.site));
+        turn.and_then(refused).unwrap_or(false)
     }
 
     /// The least validation Dice that the gate of `own` demands of what it received for `visit`.

@@ -1,7 +1,7 @@
 //! Adopting one event.
 
 use super::event::Event;
-use super::receipt::{RECEIPT_TYPE, Receipt, ReceiptBody};
+use super::receipt::{PassReason, RECEIPT_TYPE, Receipt, ReceiptBody};
 use super::state::{Imported, Round, RoundPhase, SiteState};
 use crate::envelope::{self, Envelope};
 use crate::ids::{Digest, RoundId, SiteId, VisitNo};
@@ -129,6 +129,7 @@ pub fn step(state: &SiteState, event: &Event) -> Result<SiteState, Refusal> {
         }
         Event::Receipt { receipt } => adopt_receipt(&mut next, receipt)?,
         Event::Manifest { round, manifest } => adopt_manifest(&mut next, *round, manifest)?,
+        Event::Passed { receipt } => adopt_pass(&mut next, receipt)?,
         Event::Delivered { round, to, number } => {
             let own = own_site(&next)?;
             let known = round_mut(&mut next, *round)?;
@@ -172,7 +173,7 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
     let key = state.roster.signing_key(&claimed.site, envelope)?;
     // What was read to find the signer is what the signer signed: the payload, all of it.
     envelope.verify(RECEIPT_TYPE, &key)?;
-    let Receipt { round: id, site, number, body, .. } = claimed;
+    let Receipt { round: id, site, number, body, at } = claimed;
     if let ReceiptBody::Proposed { plan } = &body {
         propose(state, id, &site, plan, &own)?;
     }
@@ -236,6 +237,10 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
             if claimed.site != site {
                 return Err(Refusal::NotInRound { site, round: id });
             }
+            if site == own {
+                fence(round, &claimed)?;
+                round.waits_since = at;
+            }
             contribute(round, &manifest, claimed.visit, &roster)?;
         }
         ReceiptBody::Paused => {
@@ -249,6 +254,8 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
                     "this site has not paused the round; only who paused it can resume it",
                 ));
             }
+            // No site is absent while the round is paused.
+            round.waits_since = round.waits_since.max(at);
         }
         ReceiptBody::Aborted => {
             may_steer(round, &site, &own)?;
@@ -263,7 +270,14 @@ fn adopt_receipt(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refus
                 return Err(Refusal::Contradiction(site));
             }
         }
+        ReceiptBody::Passed { visit, reason } => {
+            pass(round, &site, &own, visit, reason, envelope)?;
+            if site == own {
+                round.waits_since = at;
+            }
+        }
     }
+    round.settle();
     round.receipts.entry(site).or_default().push(envelope.clone());
     Ok(())
 }
@@ -321,10 +335,86 @@ fn propose(
     Ok(())
 }
 
+/// A visit is contributed once, by whose turn it is, from the checkpoint that the round goes on from:
+/// what trained on when it was passed over comes to nothing.
+fn fence(round: &Round, manifest: &Manifest) -> Result<(), Refusal> {
+    if round.phase() == RoundPhase::Aborted {
+        return Err(Refusal::Phase("the round was aborted"));
+    }
+    let turn = round.turn().filter(|turn| turn.number == manifest.visit);
+    match turn.map(|turn| round.input(&turn.site)) {
+        Some(Some(input)) if input == manifest.parent => Ok(()),
+        _ => Err(Refusal::Phase(
+            "it is not this visit's turn with this checkpoint: it was passed over, or contributed before",
+        )),
+    }
+}
+
+/// Records that a visit is passed over. Another site may not know yet what makes it too late, so only
+/// this one is told so.
+fn pass(
+    round: &mut Round,
+    site: &SiteId,
+    own: &SiteId,
+    visit: VisitNo,
+    reason: PassReason,
+    envelope: &Envelope,
+) -> Result<(), Refusal> {
+    let passed = round.visit(visit).ok_or(Refusal::Phase("the plan has no such visit"))?;
+    if !round.may_pass(site, passed, reason) {
+        return Err(Refusal::Phase("it is not for this site to pass over that visit"));
+    }
+    if site == own {
+        match round.phase() {
+            RoundPhase::Running => {}
+            RoundPhase::Finished => return Err(Refusal::Phase("the round is finished")),
+            RoundPhase::Aborted => return Err(Refusal::Phase("the round was aborted")),
+            _ => return Err(Refusal::Phase("the round is not running")),
+        }
+        let taken = || round.tip().is_some_and(|tip| tip.is_held_by(&passed.site));
+        let new = passed.passed.is_empty();
+        if reason == PassReason::Absent && new && (passed.contribution.is_some() || taken()) {
+            return Err(Refusal::Phase(
+                "the visit's site has the checkpoint; only `rondo round recover` passes it over",
+            ));
+        }
+    }
+    note_pass(round, site, visit, reason, envelope);
+    Ok(())
+}
+
+/// The stronger of two reasons stays, whichever comes first.
+fn note_pass(
+    round: &mut Round,
+    site: &SiteId,
+    visit: VisitNo,
+    reason: PassReason,
+    envelope: &Envelope,
+) {
+    if let Some(visit) = round.visit_mut(visit)
+        && visit.passed.get(site).is_none_or(|(known, _)| *known < reason)
+    {
+        visit.passed.insert(site.clone(), (reason, envelope.clone()));
+    }
+}
+
+fn adopt_pass(state: &mut SiteState, envelope: &Envelope) -> Result<(), Refusal> {
+    let claimed = Receipt::unverified(envelope)?;
+    let round = state.rounds.get(&claimed.round).ok_or(Refusal::UnknownRound(claimed.round))?;
+    let (site, visit, reason) = passport::verify_pass(&round.plan, envelope, &state.roster)?;
+    let round = round_mut(state, claimed.round)?;
+    note_pass(round, &site, visit, reason, envelope);
+    round.settle();
+    Ok(())
+}
+
 fn adopt_manifest(state: &mut SiteState, id: RoundId, envelope: &Envelope) -> Result<(), Refusal> {
     let roster = state.roster.clone();
     let claimed = Manifest::unverified(envelope)?;
-    contribute(round_mut(state, id)?, envelope, claimed.visit, &roster)
+    let round = round_mut(state, id)?;
+    contribute(round, envelope, claimed.visit, &roster)?;
+    round.settle();
+    Ok(())
 }
 
 /// Records a visit's result once; the same again changes nothing, another one is a contradiction.
@@ -339,10 +429,21 @@ fn contribute(
     if known.is_some_and(|(_, known)| known == envelope) {
         return Ok(());
     }
-    let previous = match visit.previous() {
-        Some(before) => Some(round.manifest(before).ok_or(Refusal::Gap(before))?),
-        None => None,
+    let claimed = Manifest::unverified(envelope)?.parent;
+    let parent = match round.parent(visit, claimed) {
+        Ok(parent) => parent,
+        Err(before) => {
+            // It may be that word of a visit that was passed over is still on the way.
+            let earlier = |v: &super::Visit| v.number < before && v.weights() == claimed;
+            let start = round.plan.start_digest() == claimed;
+            if start || round.visits.iter().any(|v| earlier(v)) || round.manifest(before).is_none()
+            {
+                return Err(Refusal::Gap(before));
+            }
+            Some(before)
+        }
     };
+    let previous = parent.and_then(|n| round.manifest(n));
     let manifest = verify_hop(&round.plan, &round.facts, previous, visit, envelope, roster)?;
     let visit = known_visit(round, visit)?;
     match &visit.contribution {

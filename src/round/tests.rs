@@ -95,12 +95,27 @@ fn plan() -> Plan {
 
 /// Carries out every outstanding effect of every site once, and says how many there were.
 pub(super) fn turn(sites: &mut BTreeMap<SiteId, Site>) -> usize {
+    turn_without(sites, &[])
+}
+
+/// As [`turn`], while some sites are away. Word for them is counted only if it could be brought.
+pub(super) fn turn_without(sites: &mut BTreeMap<SiteId, Site>, away: &[&str]) -> usize {
+    let gone = |to: &SiteId| away.contains(&to.as_str());
+    let mut done = 0;
     let todo: Vec<(SiteId, Effect)> = sites
         .iter()
         .flat_map(|(id, s)| s.state.effects().into_iter().map(|e| (id.clone(), e)))
+        .filter(|(id, e)| !away.contains(&id.as_str()) && !matches!(e, Effect::Expire { .. }))
         .collect();
     for (at, effect) in &todo {
         match effect {
+            Effect::DeliverReceipts { to, .. } | Effect::HandOver { to, .. } if gone(to) => {
+                continue;
+            }
+            _ => done += 1,
+        }
+        match effect {
+            Effect::Expire { .. } => {}
             Effect::DeliverReceipts { round, to, .. } => {
                 let told = sites[at].state.rounds()[round].receipts[at].clone();
                 let number = u32::try_from(told.len()).unwrap();
@@ -125,6 +140,9 @@ pub(super) fn turn(sites: &mut BTreeMap<SiteId, Site>) -> usize {
                 let receiver = sites.get_mut(to).unwrap();
                 let verified = passport.verify(receiver.state.roster()).unwrap();
                 assert_eq!(verified.weights(), *weights);
+                for receipt in passport.passes {
+                    receiver.adopt(&Event::Passed { receipt }).unwrap();
+                }
                 for manifest in passport.manifests {
                     receiver.adopt(&Event::Manifest { round: *round, manifest }).unwrap();
                 }
@@ -135,11 +153,14 @@ pub(super) fn turn(sites: &mut BTreeMap<SiteId, Site>) -> usize {
             }
         }
     }
-    todo.len()
+    done
 }
 
 pub(super) fn proposed(sites: &mut BTreeMap<SiteId, Site>) -> RoundId {
-    let plan = plan();
+    proposed_plan(sites, &plan())
+}
+
+fn proposed_plan(sites: &mut BTreeMap<SiteId, Site>, plan: &Plan) -> RoundId {
     let text = String::from_utf8(plan.canonical()).unwrap();
     let uker = sites.get_mut(&"uker".parse().unwrap()).unwrap();
     uker.tell(plan.round(), ReceiptBody::Proposed { plan: text }).unwrap();
@@ -149,7 +170,11 @@ pub(super) fn proposed(sites: &mut BTreeMap<SiteId, Site>) -> RoundId {
 
 /// A round that every site approved and uker started; nothing has trained yet.
 pub(super) fn running(sites: &mut BTreeMap<SiteId, Site>) -> RoundId {
-    let round = proposed(sites);
+    running_plan(sites, &plan())
+}
+
+pub(super) fn running_plan(sites: &mut BTreeMap<SiteId, Site>, plan: &Plan) -> RoundId {
+    let round = proposed_plan(sites, plan);
     for site in sites.values_mut() {
         site.tell(round, ReceiptBody::Approved).unwrap();
     }
@@ -532,7 +557,9 @@ fn a_drop_is_measured_against_the_sites_own_figures() {
     site.tell(round, ReceiptBody::Contributed { manifest }).unwrap();
     let mut known = site.state.rounds()[&round].clone();
     let gate = crate::gate::Gate { max_drop: Some(0.25), ..Default::default() };
-    known.plan = Plan { gate, ..(*known.plan).clone() }.into();
+    let mut plan = (*known.plan).clone();
+    plan.gate = gate;
+    known.plan = plan.into();
     assert_eq!(known.least_dice(&uker, VisitNo(1)), None, "what the plan names is not refused");
     assert_eq!(known.least_dice(&uker, VisitNo(4)), Some(0.5));
     assert_eq!(known.least_dice(&"usz".parse().unwrap(), VisitNo(3)), None);

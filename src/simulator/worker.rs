@@ -200,6 +200,10 @@ impl Site {
             Effect::Train { round, visit, received } => {
                 self.train(cx, work, round, visit, received)
             }
+            // Plans of the simulator wait for an absent site.
+            Effect::Expire { .. } => {
+                self.enter(cx, work, Phase::Waiting, Some(RETRY_MAX)).map(drop)
+            }
         }
     }
 
@@ -343,7 +347,8 @@ impl Site {
         let Some(daemon) = &self.daemon else { return };
         let save = self.training / SAVES;
         for (work, worker) in &daemon.workers.all {
-            if let (Work::Train(round, visit), Phase::Training { since, .. }) = (work, worker.phase)
+            if let (Work::Train(round, visit, _), Phase::Training { since, .. }) =
+                (work, worker.phase)
                 && let Some(left) = self.progress.get_mut(&(*round, *visit))
             {
                 let done = (self.training - *left + now - since) / save.max(1) * save;

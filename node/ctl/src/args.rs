@@ -197,6 +197,18 @@ pub(crate) enum Round {
         #[arg(long)]
         yes: bool,
     },
+    /// Go on from this site's checkpoint without the site that the round waits for, if it is lost for good.
+    Recover {
+        /// Digest of the plan, or its first digits (6 at least).
+        #[arg(value_parser = digest_prefix)]
+        round: String,
+        /// The site that is lost: all its further visits are passed over.
+        #[arg(long, value_name = "SITE")]
+        without: Option<SiteId>,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Follow a round until it is over.
     Watch(RoundName),
     /// Show a round as it is now.

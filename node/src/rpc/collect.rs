@@ -151,10 +151,14 @@ impl PeerService {
         let wanted = Wanted { chunks: request.chunks, offset: request.offset };
         let (pieces, problem) = release.send(wanted);
         let (out, chunks) = mpsc::channel(1);
-        let to = caller.clone();
+        let (to, contacts) = (caller.clone(), self.greeter.contacts.clone());
         tokio::spawn(async move {
             let _claim = claim;
-            let fed = pace.feed(pieces, out.clone(), Ok).await;
+            let moved = |chunk| {
+                contacts.moved(&to);
+                Ok(chunk)
+            };
+            let fed = pace.feed(pieces, out.clone(), moved).await;
             if let Some(e) = problem.get() {
                 let _ = timeout(CHUNK_PATIENCE, out.send(Err(unreleased(id, number, e)))).await;
             }

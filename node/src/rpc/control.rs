@@ -26,8 +26,8 @@ use rondo_proto::control::control_server::Control;
 use rondo_proto::control::{
     AddPeerRequest, CheckStoreRequest, GetSiteRequest, ListModelsRequest, ListPeersRequest,
     ListRoundsRequest, ModelList, ModelPart, ModelRequest, ModelView, PeerList, PeerRequest,
-    PeerView, PingView, ProposeRoundRequest, RefusalView, RenewSiteRequest, RenewalStep,
-    RenewalView, RoundList, RoundRequest, RoundView, SiteView, StoreReport,
+    PeerView, PingView, ProposeRoundRequest, RecoverRequest, RefusalView, RenewSiteRequest,
+    RenewalStep, RenewalView, RoundList, RoundRequest, RoundView, SiteView, StoreReport,
 };
 use rondo_proto::convert::{hop_view, round_view};
 use std::time::{Duration, Instant};
@@ -468,6 +468,29 @@ impl Control for ControlService {
         self.tell(request, ReceiptBody::Aborted, |round| What::RoundAborted { round }).await
     }
 
+    async fn recover_round(
+        &self,
+        request: Request<RecoverRequest>,
+    ) -> Result<Response<RoundView>, Status> {
+        let whom = whom(&request);
+        let request = request.into_inner();
+        let state = self.daemon.state();
+        let id = find_round(&state, &request.round)?;
+        let without = match request.without.as_str() {
+            "" => None,
+            name => Some(site_id(name)?),
+        };
+        let round = state.rounds().get(&id).ok_or_else(|| refused(&Refusal::UnknownRound(id)))?;
+        let said = round
+            .recovery(self.daemon.site(), without.as_ref())
+            .map_err(|e| Status::failed_precondition(e.to_string()))?;
+        for (visit, reason) in said {
+            self.daemon.tell(id, ReceiptBody::Passed { visit, reason }).await?;
+        }
+        self.audit.operator(whom, What::RoundRecovered { round: id, without }).await;
+        Ok(Response::new(self.view(&self.daemon.state(), id)?))
+    }
+
     async fn get_round(
         &self,
         request: Request<RoundRequest>,
@@ -528,10 +551,7 @@ impl Control for ControlService {
                 round: id.to_string(),
                 visit: visit.0,
                 site: manifest.site.to_string(),
-                hops: (1..=visit.0)
-                    .filter_map(|n| round.manifest(VisitNo(n)))
-                    .map(hop_view)
-                    .collect(),
+                hops: round.chain(visit).into_iter().map(hop_view).collect(),
             })
         });
         Ok(Response::new(ModelList { models: list.collect() }))

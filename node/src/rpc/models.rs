@@ -83,6 +83,9 @@ impl ControlService {
                 let text = "this site has not heard of the round's start; import the receipts of the site that started it first";
                 return Err(Status::failed_precondition(text));
             }
+            for receipt in passport.passes {
+                self.daemon.adopt(Event::Passed { receipt }).await?;
+            }
             for manifest in passport.manifests {
                 self.daemon.adopt(Event::Manifest { round: id, manifest }).await?;
             }

@@ -34,7 +34,7 @@ pub const BATCH_MAX: usize = 256;
 pub struct PeerService {
     pub(super) daemon: Daemon,
     pub(super) store: Store,
-    greeter: Greeter,
+    pub(super) greeter: Greeter,
     pub(super) paces: Paces,
     /// Checkpoints that are being received, each from one connection at a time.
     receiving: Claims<(RoundId, VisitNo)>,
@@ -62,8 +62,15 @@ impl PeerService {
         Ok(site.clone())
     }
 
-    /// Whether `caller` may hand the checkpoint of `visit` to this site.
-    fn may_hand_over(&self, caller: &SiteId, id: RoundId, visit: VisitNo) -> Result<(), Status> {
+    /// Whether `caller` may hand the checkpoint of `visit` to this site. Before its manifest is known
+    /// here, what follows it in the plan tells, and `passes`: that visits after it were passed over.
+    fn may_hand_over(
+        &self,
+        caller: &SiteId,
+        id: RoundId,
+        visit: VisitNo,
+        passes: bool,
+    ) -> Result<(), Status> {
         let state = self.daemon.state();
         let round = state.rounds().get(&id).ok_or_else(|| refused(&Refusal::UnknownRound(id)))?;
         let own = self.daemon.site();
@@ -77,7 +84,14 @@ impl PeerService {
             return Err(Reason::WrongPhase.because("the round was aborted"));
         }
         let its_turn = round.plan.site_of(visit) == Some(caller);
-        if !its_turn || !round.recipients(visit).any(|site| site == own) {
+        let last = visit == round.plan.last_visit();
+        let next = round.visit(visit.next());
+        let planned = last || next.is_some_and(|v| v.site == *own || !v.passed.is_empty());
+        let ours = match round.manifest(visit) {
+            Some(_) => round.recipients(visit).any(|site| site == own),
+            None => planned || passes,
+        };
+        if !its_turn || !ours {
             return Err(Reason::NotItsTurn.because("this visit is not handed from there to here"));
         }
         Ok(())
@@ -244,16 +258,22 @@ impl PeerService {
     /// What this site refuses.
     pub async fn offered(&self, from: &SiteId, offer: Offer) -> Result<OfferAnswer, Status> {
         let (id, number) = (digest("round", &offer.round)?, visit(offer.visit)?);
-        self.may_hand_over(from, id, number)?;
+        self.may_hand_over(from, id, number, true)?;
         let passport = Passport::from_json(&offer.passport).map_err(|e| passport_refused(&e))?;
+        let passes = !passport.passes.is_empty();
+        self.may_hand_over(from, id, number, passes)?;
         let verified =
             passport.verify(self.daemon.state().roster()).map_err(|e| passport_refused(&e))?;
         if verified.plan().round() != id || verified.last().visit != number {
             return Err(Reason::WrongVisit.because("the passport belongs to another visit"));
         }
+        for receipt in passport.passes {
+            self.daemon.adopt(Event::Passed { receipt }).await?;
+        }
         for manifest in passport.manifests {
             self.daemon.adopt(Event::Manifest { round: id, manifest }).await?;
         }
+        self.may_hand_over(from, id, number, passes)?;
         let _claim = Claim::take(&self.receiving, (id, number))?;
         match self.answer(id, number).await? {
             Ok(answer) => Ok(answer),
@@ -285,7 +305,7 @@ impl PeerService {
             })?;
         let first = first.ok_or_else(|| Reason::Malformed.because("no chunk was sent"))?;
         let (id, number) = (digest("round", &first.round)?, visit(first.visit)?);
-        self.may_hand_over(from, id, number)?;
+        self.may_hand_over(from, id, number, false)?;
         let _claim = Claim::take(&self.receiving, (id, number))?;
         let answer = match self.answer(id, number).await? {
             Ok(answer) => answer,

@@ -3,7 +3,7 @@
 use crate::control::{GateRefusalView, HopView, RoundPhase, RoundView, VisitPhase, VisitView};
 use rondo::ids::{RoundId, SiteId};
 use rondo::manifest::Manifest;
-use rondo::round::{self, RefusalReason, Round, StallReason, Visit};
+use rondo::round::{self, PassReason, RefusalReason, Round, StallReason, Visit};
 use std::collections::BTreeSet;
 
 /// The view of a round; live progress is the daemon's to add.
@@ -41,6 +41,7 @@ fn visit_view(round: &Round, visit: &Visit) -> VisitView {
         round::VisitPhase::Training => VisitPhase::Training,
         round::VisitPhase::Contributed => VisitPhase::Contributed,
         round::VisitPhase::HandedOver => VisitPhase::HandedOver,
+        round::VisitPhase::PassedOver => VisitPhase::PassedOver,
     };
     let manifest = visit.contribution.as_ref().map(|(manifest, _)| manifest);
     let counts = manifest.map(|m| m.counts).unwrap_or_default();
@@ -48,7 +49,7 @@ fn visit_view(round: &Round, visit: &Visit) -> VisitView {
     VisitView {
         visit: visit.number.0,
         cycle: round.plan.cycle_of(visit.number),
-        site: round.plan.site_of(visit.number).map(SiteId::to_string).unwrap_or_default(),
+        site: visit.site.to_string(),
         phase: phase.into(),
         weights: visit.weights().map(|d| d.to_string()).unwrap_or_default(),
         parent: manifest.and_then(|m| m.parent).map(|d| d.to_string()).unwrap_or_default(),
@@ -73,6 +74,15 @@ fn visit_view(round: &Round, visit: &Visit) -> VisitView {
                 reason: refusal_code(*reason).to_owned(),
             })
             .collect(),
+        passed: visit
+            .passed
+            .values()
+            .map(|(reason, _)| *reason)
+            .max()
+            .map(pass_code)
+            .unwrap_or_default()
+            .to_owned(),
+        passed_by: visit.passed.keys().map(SiteId::to_string).collect(),
     }
 }
 
@@ -80,6 +90,14 @@ const fn refusal_code(reason: RefusalReason) -> &'static str {
     match reason {
         RefusalReason::Norm => "norm",
         RefusalReason::Floor => "floor",
+    }
+}
+
+const fn pass_code(reason: PassReason) -> &'static str {
+    match reason {
+        PassReason::Refused => "refused",
+        PassReason::Absent => "absent",
+        PassReason::Lost => "lost",
     }
 }
 

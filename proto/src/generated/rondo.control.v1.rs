@@ -122,6 +122,16 @@ pub struct RoundRequest {
     #[prost(string, tag = "1")]
     pub round: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RecoverRequest {
+    /// As in RoundRequest.
+    #[prost(string, tag = "1")]
+    pub round: ::prost::alloc::string::String,
+    /// The site that will not come back: all its further visits are passed over. Empty for the visit that
+    /// the round waits for, alone.
+    #[prost(string, tag = "2")]
+    pub without: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRoundsRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -195,6 +205,12 @@ pub struct VisitView {
     /// Sites whose gate the checkpoint did not pass.
     #[prost(message, repeated, tag = "15")]
     pub refused_by: ::prost::alloc::vec::Vec<GateRefusalView>,
+    /// Code of the reason why it is passed over, and sites that say so; empty if none does. A visit that
+    /// is not in phase PASSED_OVER stands all the same.
+    #[prost(string, tag = "16")]
+    pub passed: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "17")]
+    pub passed_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GateRefusalView {
@@ -446,6 +462,7 @@ pub enum VisitPhase {
     Training = 3,
     Contributed = 4,
     HandedOver = 5,
+    PassedOver = 6,
 }
 impl VisitPhase {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -460,6 +477,7 @@ impl VisitPhase {
             Self::Training => "VISIT_PHASE_TRAINING",
             Self::Contributed => "VISIT_PHASE_CONTRIBUTED",
             Self::HandedOver => "VISIT_PHASE_HANDED_OVER",
+            Self::PassedOver => "VISIT_PHASE_PASSED_OVER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -471,6 +489,7 @@ impl VisitPhase {
             "VISIT_PHASE_TRAINING" => Some(Self::Training),
             "VISIT_PHASE_CONTRIBUTED" => Some(Self::Contributed),
             "VISIT_PHASE_HANDED_OVER" => Some(Self::HandedOver),
+            "VISIT_PHASE_PASSED_OVER" => Some(Self::PassedOver),
             _ => None,
         }
     }
@@ -1051,6 +1070,28 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rondo.control.v1.Control", "AbortRound"));
             self.inner.unary(req, path, codec).await
         }
+        /// Goes on from this site's checkpoint, without the visits of a site that is lost.
+        pub async fn recover_round(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RecoverRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rondo.control.v1.Control/RecoverRound",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("rondo.control.v1.Control", "RecoverRound"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1184,6 +1225,11 @@ pub mod control_server {
         async fn abort_round(
             &self,
             request: tonic::Request<super::RoundRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status>;
+        /// Goes on from this site's checkpoint, without the visits of a site that is lost.
+        async fn recover_round(
+            &self,
+            request: tonic::Request<super::RecoverRequest>,
         ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status>;
     }
     #[derive(Debug)]
@@ -2169,6 +2215,49 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AbortRoundSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rondo.control.v1.Control/RecoverRound" => {
+                    #[allow(non_camel_case_types)]
+                    struct RecoverRoundSvc<T: Control>(pub Arc<T>);
+                    impl<T: Control> tonic::server::UnaryService<super::RecoverRequest>
+                    for RecoverRoundSvc<T> {
+                        type Response = super::RoundView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RecoverRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::recover_round(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RecoverRoundSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

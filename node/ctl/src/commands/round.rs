@@ -14,7 +14,8 @@ use rondo::plan::Plan;
 use rondo::settings::SETTINGS_MAX_BYTES;
 use rondo_proto::control::model_part::Part;
 use rondo_proto::control::{
-    ListRoundsRequest, ModelPart, ProposeRoundRequest, RoundPhase, RoundRequest, RoundView,
+    ListRoundsRequest, ModelPart, ProposeRoundRequest, RecoverRequest, RoundPhase, RoundRequest,
+    RoundView,
 };
 use serde_json::json;
 use std::path::Path;
@@ -58,6 +59,21 @@ pub(crate) async fn run(command: Round, global: &Global, output: Output) -> Resu
                 confirm(&attempted, &prompt)?;
             }
             let done = global.daemon().await?.abort_round(request(&round)).await;
+            done.map_err(|status| Failure::refused(&attempted, &status))?.into_inner()
+        }
+        Round::Recover { round, without, yes } => {
+            let attempted = format!("recovering round {round}");
+            if !yes {
+                let whom = without.as_ref().map_or_else(
+                    || "the visit that it waits for".to_owned(),
+                    |site| format!("all further visits of {site}"),
+                );
+                let prompt = format!("Pass over {whom}, and go on from this site's checkpoint?");
+                confirm(&attempted, &prompt)?;
+            }
+            let without = without.map(|site| site.to_string()).unwrap_or_default();
+            let request = RecoverRequest { round, without };
+            let done = global.daemon().await?.recover_round(request).await;
             done.map_err(|status| Failure::refused(&attempted, &status))?.into_inner()
         }
         Round::Show(name) => {

@@ -76,7 +76,10 @@ impl Follower {
         let name = format!("visit {} of {visits} (cycle {}, {})", v.visit, v.cycle, v.site);
         if v.phase > seen.phase {
             let contributed = i32::from(VisitPhase::Contributed);
-            if v.phase >= contributed && seen.phase < contributed {
+            if v.phase() == VisitPhase::PassedOver {
+                let by = v.passed_by.join(", ");
+                lines.push(format!("{name}: passed over by {by}, {}", v.passed));
+            } else if v.phase >= contributed && seen.phase < contributed {
                 lines.push(format!(
                     "{name}: contributed {}, validation Dice {} → {}, {} cases, {} epochs, {} updates",
                     short(&v.weights),

@@ -23,6 +23,7 @@ pub(crate) fn visit_phase(phase: VisitPhase) -> &'static str {
         VisitPhase::Training => "training",
         VisitPhase::Contributed => "contributed",
         VisitPhase::HandedOver => "handed over",
+        VisitPhase::PassedOver => "passed over",
     }
 }
 
@@ -58,6 +59,8 @@ pub(crate) fn visit_json(v: &VisitView) -> Value {
         "epochs": v.epochs,
         "updates": v.updates,
         "stalled": some(&v.stalled),
+        "passed": some(&v.passed),
+        "passed_by": v.passed_by,
         "held_by": v.held_by,
         "refused_by": v.refused_by.iter().map(|r| json!({"site": r.site, "reason": r.reason})).collect::<Vec<_>>(),
         "signed_at": (v.signed_at > 0).then_some(v.signed_at),
@@ -127,7 +130,9 @@ fn visits_table(visits: &[VisitView]) -> String {
         "held by",
     ];
     let row = |v: &VisitView| {
-        let state = if v.stalled.is_empty() {
+        let state = if v.phase() == VisitPhase::PassedOver {
+            format!("passed over: {} ({})", v.passed, v.passed_by.join(" "))
+        } else if v.stalled.is_empty() {
             visit_phase(v.phase()).to_owned()
         } else {
             format!("{}, stalled: {}", visit_phase(v.phase()), v.stalled)
