@@ -189,6 +189,20 @@ pub enum What {
         /// Its digest.
         weights: Digest,
     },
+    /// A result waits for an operator's word before it is signed and leaves.
+    ContributionHeld {
+        /// The round.
+        round: RoundId,
+        /// The visit.
+        visit: VisitNo,
+    },
+    /// An operator let a result go.
+    ContributionReleased {
+        /// The round.
+        round: RoundId,
+        /// The visit.
+        visit: VisitNo,
+    },
     /// A received checkpoint did not pass the gate of its plan, and was set aside.
     CheckpointRefused {
         /// The round.

@@ -5,7 +5,8 @@
 //!
 //! Read in this order: [`ids`] → [`plan`] → [`recipe`] → [`round`] (state, event, effect, step) →
 //! [`journal`] → [`owner`]; and for what crosses the wire: [`envelope`] → [`manifest`] → [`passport`] →
-//! [`papers`] → [`checkpoint`] → [`transfer`] → [`gate`] → [`trust`]; [`audit`] is what an auditor reads.
+//! [`papers`] → [`checkpoint`] → [`transfer`] → [`gate`] → [`trust`]; [`audit`] is what an auditor reads, and
+//! [`privacy`] what noise on an update is worth.
 
 pub mod audit;
 pub mod checkpoint;
@@ -20,6 +21,7 @@ pub mod owner;
 pub mod papers;
 pub mod passport;
 pub mod plan;
+pub mod privacy;
 pub mod recipe;
 pub mod round;
 pub mod settings;

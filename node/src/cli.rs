@@ -23,7 +23,7 @@ pub enum Command {
     RenewCard(RenewCard),
     /// Run the daemon in the foreground.
     Run(Run),
-    /// Check the configuration, keys and card, and say what is wrong.
+    /// Check the configuration, policy, keys and card, and say what is wrong.
     CheckConfig(Home),
     /// Try whether the daemon could open a file: restrict this process as the daemon is, and open it.
     /// Exits with 0 if that is refused. Run it as the daemon's user.

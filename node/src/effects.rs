@@ -1,10 +1,12 @@
 //! Carrying out what the state asks for. Effects are levels, not edges: each worker looks at the state
 //! again and again, and ends when the state no longer asks for its work.
 
+use crate::audit::Audit;
 use crate::contacts::{self, Client, Contacts, connect};
 use crate::daemon::{self, Daemon, unix_now};
 use crate::identity::Own;
 use crate::ledger::Egress;
+use crate::outbound::{Outbound, Ready};
 use crate::pace::{Held as Waits, Paces, last_patience};
 use crate::release::Release;
 use crate::rpc::peer::BATCH_MAX;
@@ -55,6 +57,10 @@ pub struct Workers {
     pub egress: Egress,
     /// When the daemon started.
     pub since: Instant,
+    /// What leaves only when the site's policy and operator let it.
+    pub outbound: Outbound,
+    /// Where it is written down who did what.
+    pub audit: Audit,
 }
 
 /// How an attempt at an effect went.
@@ -116,6 +122,7 @@ impl Workers {
         let mut missing = u64::MAX;
         loop {
             let before = missing;
+            let mut releases = self.outbound.releases();
             let outcome = match &effect {
                 Effect::DeliverReceipts { round, to, from } => {
                     self.deliver(*round, to, *from).await.into()
@@ -144,6 +151,7 @@ impl Workers {
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
                     () = waited, if outcome == Outcome::Hopeless => {}
+                    _ = releases.changed(), if outcome == Outcome::Hopeless => {}
                 }
             }
             let outcome = outcome == Outcome::Done;
@@ -221,7 +229,9 @@ impl Workers {
         if self.collects(to) || self.paces.of(to).open().is_err() {
             return false;
         }
-        let release = match Release::of(&self.daemon.state(), &self.store, round, visit) {
+        let policy = self.outbound.policy();
+        let release = match Release::of(&self.daemon.state(), &self.store, policy, to, round, visit)
+        {
             Ok(release) => release,
             Err(e) => {
                 tracing::error!(round = round.short(), visit = visit.0, "cannot hand over: {e}");
@@ -332,23 +342,32 @@ impl Workers {
             _ => self.daemon.tell(round, ReceiptBody::Training { visit }).await.is_ok(),
         };
         tracing::info!(round = round.short(), visit = visit.0, "this site's turn");
-        let told = match self.hub.train(assignment, begin).await {
-            Ok(trained) => self.contribute(round, visit, received, plan, &trained).await,
-            Err(Failure::Stalled(reason)) => Err(reason),
-            Err(Failure::Floor) => {
-                return self.refuse(round, visit, received, RefusalReason::Floor).await;
-            }
+        let told = async {
+            let trained = match self.outlook(round, visit, plan)? {
+                Some(kept) => kept,
+                None => self.hub.train(assignment, begin).await?,
+            };
+            Ok(self.contribute(round, visit, received, plan, &trained).await?)
         };
-        match told {
+        match told.await {
             Ok(()) => Outcome::Done,
-            Err(reason) => {
-                tracing::warn!(
-                    round = round.short(),
-                    visit = visit.0,
-                    ?reason,
-                    "visit not finished; trying again"
+            Err(Failure::Floor) => self.refuse(round, visit, received, RefusalReason::Floor).await,
+            Err(Failure::Stalled(reason)) => {
+                // These wait for somebody, and said so.
+                let waits = matches!(
+                    reason,
+                    StallReason::Held | StallReason::Policy | StallReason::PrivacyBudget
                 );
-                let hopeless = matches!(reason, StallReason::Cohort | StallReason::Diverged);
+                if !waits {
+                    tracing::warn!(
+                        round = round.short(),
+                        visit = visit.0,
+                        ?reason,
+                        "visit not finished; trying again"
+                    );
+                }
+                let hopeless =
+                    waits || matches!(reason, StallReason::Cohort | StallReason::Diverged);
                 let long = failures + 1 >= STALL_AFTER || hopeless;
                 if long && known().is_some_and(|(_, stalled)| stalled != Some(reason)) {
                     let _ = self.daemon.tell(round, ReceiptBody::Stalled { visit, reason }).await;
@@ -404,7 +423,8 @@ impl Workers {
             tracing::error!("contributing visit {visit}: {e}");
             StallReason::Storage
         };
-        let stored = self.store.find(trained.weights).map_err(|e| failed(&e))?;
+        let Ready { weights, filters } = self.prepare(round, visit, plan, parent, trained).await?;
+        let stored = self.store.find(weights).map_err(|e| failed(&e))?;
         let table = tokio::task::spawn_blocking(move || stored.table()).await;
         let table = table.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
         let manifest = Manifest {
@@ -419,7 +439,7 @@ impl Workers {
             software: concat!("rondo ", env!("CARGO_PKG_VERSION")).to_owned(),
             counts: trained.counts,
             validation: trained.validation,
-            filters: Vec::new(),
+            filters,
             signed_at: unix_now(),
         };
         let failed = |e: &dyn std::fmt::Display| {
@@ -428,15 +448,22 @@ impl Workers {
         };
         let manifest = manifest.sign(&self.own.now().signing).map_err(|e| failed(&e))?;
         let body = ReceiptBody::Contributed { manifest };
-        match self.daemon.tell(round, body).await {
-            Ok(_) => {}
+        let (this, trained) = (self.clone(), trained.weights);
+        // This worker ends when the state no longer asks for it; what follows happens all the same.
+        let told = tokio::spawn(async move {
+            this.daemon.tell(round, body).await?;
+            this.signed(round, visit, trained, weights);
+            Ok::<_, daemon::Error>(())
+        });
+        match told.await.map_err(|e| failed(&e))? {
+            Ok(()) => {}
             Err(daemon::Error::Refused(e)) => {
                 tracing::warn!("visit {visit} comes to nothing: {e}");
                 return Err(StallReason::TrainerFailed);
             }
             Err(e) => return Err(failed(&e)),
         }
-        tracing::info!(round = round.short(), visit = visit.0, weights = %trained.weights.short(), "contributed");
+        tracing::info!(round = round.short(), visit = visit.0, weights = %weights.short(), "contributed");
         Ok(())
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! It links no image and no tensor code. Start reading at [`daemon`] (who owns the state) and
 //! [`effects`] (what the state makes happen); [`rpc`] and [`listen`] are how others get in. Weights
-//! leave through [`release`] at the [`pace`] of their peer; [`pull`] fetches from who cannot call.
+//! leave, as the site's [`policy`] and its operator let them ([`outbound`]), through [`release`] at the
+//! [`pace`] of their peer; [`pull`] fetches from who cannot call.
 //! What arrives passes the [`gate`] before the trainer works on it.
 
 pub mod audit;
@@ -24,7 +25,9 @@ pub mod journal;
 pub mod ledger;
 pub mod listen;
 pub mod metrics;
+pub mod outbound;
 pub mod pace;
+pub mod policy;
 pub mod pull;
 pub mod reason;
 pub mod release;

@@ -3,12 +3,14 @@
 use crate::daemon::{Daemon, unix_now};
 use crate::expiry;
 use crate::ledger::Egress;
+use crate::outbound::Outbound;
 use crate::reason::Refusals;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
 use hyper_util::rt::TokioIo;
 use rondo::ids::SiteId;
+use rondo::round::StallReason;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt::{Display, Write as _};
@@ -32,6 +34,8 @@ pub struct Metrics {
     pub egress: Egress,
     /// Folder of the store.
     pub store: PathBuf,
+    /// What is held back, and what noise has cost.
+    pub outbound: Outbound,
 }
 
 impl Metrics {
@@ -111,6 +115,22 @@ impl Metrics {
             });
         let help = "Cards that this site warns of: below so many days, 0 once over.";
         family(&mut text, "rondo_card_expiry_warning_days", "gauge", help, warned);
+        let own = self.daemon.site();
+        let held = state.rounds().values().flat_map(|round| {
+            let visits = round.visits.iter();
+            visits.filter(|v| round.plan.site_of(v.number) == Some(own))
+        });
+        let held = held.filter(|v| v.stalled == Some(StallReason::Held)).count() as u64;
+        let help = "Results that wait for this site's operator to release them.";
+        family(&mut text, "rondo_contributions_held", "gauge", help, one(held));
+        if let (Some(noise), Ok(spent)) = (self.outbound.policy().noise(), self.outbound.spent()) {
+            let one = |figure: f64| [(String::new(), figure)];
+            let help = "What all noised releases of this site cost so far, at the policy's delta.";
+            let spent = spent.epsilon(noise.delta);
+            family(&mut text, "rondo_privacy_epsilon", "gauge", help, one(spent));
+            let help = "What they may cost at most.";
+            family(&mut text, "rondo_privacy_epsilon_max", "gauge", help, one(noise.epsilon_max));
+        }
         let help = "Bytes in the store, checkpoints on their way in included.";
         family(&mut text, "rondo_store_bytes", "gauge", help, one(bytes_below(&self.store)));
         text

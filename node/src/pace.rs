@@ -12,7 +12,7 @@ use rondo_proto::peer::Chunk;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -171,15 +171,25 @@ pub struct PeerRule {
 
 /// The pace of every peer.
 #[derive(Debug, Clone, Default)]
-pub struct Paces(Arc<BTreeMap<SiteId, Arc<Pace>>>);
+pub struct Paces(Arc<Rules>);
+
+#[derive(Debug, Default)]
+struct Rules {
+    named: BTreeMap<SiteId, Arc<Pace>>,
+    /// Most that any peer may be given, in 10⁶ bits a second.
+    limit_mbit_s: Option<u32>,
+    /// Peers that no rule names; no more than the roster has.
+    others: std::sync::Mutex<BTreeMap<SiteId, Arc<Pace>>>,
+}
 
 impl Paces {
-    /// Puts the rules of the configuration in force.
+    /// Puts the rules of the configuration in force, and the cap of the site's policy on all peers.
     #[must_use]
-    pub fn new(rules: BTreeMap<SiteId, PeerRule>) -> Self {
+    pub fn new(rules: BTreeMap<SiteId, PeerRule>, limit_mbit_s: Option<u32>) -> Self {
         // Asked for once: the daemon may not be allowed to read the system's time zones later.
         let zone = jiff::tz::TimeZone::system();
-        let pace = |rule: PeerRule| {
+        let pace = |mut rule: PeerRule| {
+            rule.limit_mbit_s = rule.limit_mbit_s.into_iter().chain(limit_mbit_s).min();
             let zone = zone.clone();
             let clock = move || {
                 let now = jiff::Timestamp::now().to_zoned(zone.clone());
@@ -188,13 +198,20 @@ impl Paces {
             };
             Arc::new(Pace::new(rule, clock))
         };
-        Self(Arc::new(rules.into_iter().map(|(site, rule)| (site, pace(rule))).collect()))
+        let named = rules.into_iter().map(|(site, rule)| (site, pace(rule))).collect();
+        Self(Arc::new(Rules { named, limit_mbit_s, others: std::sync::Mutex::default() }))
     }
 
     /// The pace towards `site`.
     #[must_use]
     pub fn of(&self, site: &SiteId) -> Arc<Pace> {
-        self.0.get(site).cloned().unwrap_or_default()
+        if let Some(pace) = self.0.named.get(site) {
+            return pace.clone();
+        }
+        let mut others = self.0.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let rule = || PeerRule { limit_mbit_s: self.0.limit_mbit_s, ..PeerRule::default() };
+        let pace = others.entry(site.clone());
+        pace.or_insert_with(|| Arc::new(Pace::new(rule(), || (0, 0)))).clone()
     }
 }
 

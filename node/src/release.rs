@@ -1,8 +1,9 @@
 //! What may leave this site as weights: a checkpoint that is as its manifest says, and no byte else.
 
+use crate::policy::Policy;
 use crate::store::{self, Store};
 use crate::transfer::{self, Outgoing};
-use rondo::ids::{RoundId, VisitNo};
+use rondo::ids::{RoundId, SiteId, VisitNo};
 use rondo::passport::Passport;
 use rondo::round::SiteState;
 use rondo_proto::peer::{Chunk, Offer, Wanted};
@@ -15,6 +16,9 @@ pub enum Error {
     /// The state lacks it or a hop before it.
     #[error("the passport of this visit is not complete here")]
     Unknown,
+    /// The site's own policy.
+    #[error("the policy of this site does not let it out: {}; see policy.toml", .0.join("; "))]
+    Policy(Vec<String>),
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -39,17 +43,23 @@ pub struct Release {
 }
 
 impl Release {
-    /// Finds the checkpoint of `visit`.
+    /// Finds the checkpoint of `visit`, if `policy` lets it go to `to`.
     ///
     /// # Errors
     /// Why it must not leave.
     pub fn of(
         state: &SiteState,
         store: &Store,
+        policy: &Policy,
+        to: &SiteId,
         round: RoundId,
         visit: VisitNo,
     ) -> Result<Self, Error> {
         let known = state.rounds().get(&round).ok_or(Error::Unknown)?;
+        let bars = policy.bars(&known.plan, [to], Some(round));
+        if !bars.is_empty() {
+            return Err(Error::Policy(bars));
+        }
         let passport = known.passport(visit).ok_or(Error::Unknown)?;
         let table = known.manifest(visit).ok_or(Error::Unknown)?.weights.clone();
         let stored = store.find(table.object)?;

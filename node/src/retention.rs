@@ -135,7 +135,7 @@ fn tidy(
 }
 
 /// Checkpoints that some round or import names.
-fn referenced(state: &SiteState) -> BTreeSet<Digest> {
+pub(crate) fn referenced(state: &SiteState) -> BTreeSet<Digest> {
     let rounds = state.rounds().values();
     let named = rounds.flat_map(|round| round.weights().chain(round.start_weights()));
     named.chain(state.imported().keys().copied()).collect()

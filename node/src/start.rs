@@ -15,7 +15,9 @@ use crate::identity::{self, Identity, NewSite, Own};
 use crate::journal::{self, Journal};
 use crate::ledger::{self, Book, Egress};
 use crate::metrics::Metrics;
+use crate::outbound::{Outbound, book};
 use crate::pace::Paces;
+use crate::policy::{self, Policy};
 use crate::pull::Pulls;
 use crate::reason::Refusals;
 use crate::renewal::Renewal;
@@ -97,6 +99,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         .find_map(|cause| {
             is(cause.is::<identity::Error>(), EXIT_IDENTITY)
                 .or(is(cause.is::<config::Error>(), EXIT_CONFIG))
+                .or(is(cause.is::<policy::Error>(), EXIT_CONFIG))
+                .or(is(cause.is::<book::Error>(), EXIT_JOURNAL))
                 .or(is(cause.is::<journal::Error>(), EXIT_JOURNAL))
                 .or(is(cause.is::<ledger::Error>(), EXIT_JOURNAL))
                 .or(is(cause.is::<audit::Error>(), EXIT_JOURNAL))
@@ -184,10 +188,11 @@ fn configuration(init: &Init) -> anyhow::Result<String> {
 
 fn check(home: &Path) -> anyhow::Result<()> {
     Config::load(home)?;
+    Policy::load(home)?;
     Identity::load(home)?;
     #[allow(clippy::print_stdout, reason = "the answer of a command")]
     {
-        println!("{}: configuration, keys and card are in order", home.display());
+        println!("{}: configuration, policy, keys and card are in order", home.display());
     }
     Ok(())
 }
@@ -239,6 +244,7 @@ fn serve(run: &Run) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let home = &run.home.home;
     let config = Config::load(home)?;
+    let policy = Arc::new(Policy::load(home)?);
     let identity = Identity::load(home)?;
     identity.own.valid_at(unix_now()).map_err(|e| anyhow::anyhow!("this site's own card: {e}"))?;
     let lock = lock(home)?;
@@ -263,6 +269,7 @@ fn serve(run: &Run) -> anyhow::Result<()> {
     let store = Store::open(&home.join("store"))?;
     let (book, egress) = Book::open(&home.join(ledger::FILE))?;
     let book = Arc::new(Mutex::new(book));
+    let outbound = Outbound::open(home, policy.clone())?;
     let audit = Audit::open(home, own.clone())?;
     let (version, journal_records) = (crate::version(), journal.len());
     audit.note(Who::Daemon, What::Started { version, journal_records });
@@ -274,9 +281,9 @@ fn serve(run: &Run) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("starting the runtime")?;
-    let around = Surroundings { sockets, starter, file_access };
+    let around = Surroundings { sockets, starter, file_access, policy };
     let (daemon, journal_thread) = Daemon::start(journal, state, own.clone());
-    let records = Records { audit, refusals, egress };
+    let records = Records { audit, refusals, egress, outbound };
     let ended = runtime.block_on(async {
         tokio::select! {
             ended = live(&config, home, own, daemon, store, around, records) => ended,
@@ -304,6 +311,7 @@ struct Records {
     audit: Audit,
     refusals: Refusals,
     egress: Egress,
+    outbound: Outbound,
 }
 
 /// Saves the egress ledger for as long as the daemon runs.
@@ -351,6 +359,7 @@ struct Surroundings {
     sockets: [UnixListener; 2],
     starter: Option<Starter>,
     file_access: FileAccess,
+    policy: Arc<Policy>,
 }
 
 async fn live(
@@ -362,7 +371,7 @@ async fn live(
     around: Surroundings,
     records: Records,
 ) -> anyhow::Result<()> {
-    let Records { audit, refusals, egress } = records;
+    let Records { audit, refusals, egress, outbound } = records;
     let hub = TrainerHub::default();
     let contacts = Contacts::default();
     let tls = tls::server(&own, daemon.states()).context("preparing TLS")?;
@@ -383,8 +392,8 @@ async fn live(
         None => None,
     };
     let greeter = Greeter::new(daemon.clone(), own.clone(), contacts.clone(), egress.clone());
-    let paces = Paces::new(config.peers.clone());
-    let peers = PeerService::new(store.clone(), greeter.clone(), paces.clone());
+    let paces = Paces::new(config.peers.clone(), around.policy.rate_mbit_s);
+    let peers = PeerService::new(store.clone(), greeter.clone(), paces.clone(), around.policy);
     let [control_socket, trainer_socket] = around.sockets.map(tokio::net::UnixListener::from_std);
     let (control_socket, trainer_socket) = (control_socket?, trainer_socket?);
     let trainer = TrainerService::new(hub.clone(), store.clone());
@@ -398,10 +407,11 @@ async fn live(
         file_access: around.file_access,
         paces: paces.clone(),
         refusals: refusals.clone(),
-        audit,
+        audit: audit.clone(),
+        outbound: outbound.clone(),
     };
     let tidying = retention::run(store.clone(), daemon.clone(), config.keep_days);
-    let quarantine = gate::keep(store.clone(), daemon.clone(), control.audit.clone());
+    let quarantine = gate::keep(store.clone(), daemon.clone(), audit.clone());
     let states = daemon.states();
     let pulls = Pulls { greeter: greeter.clone(), paces: paces.clone(), service: peers.clone() };
     let metrics = Metrics {
@@ -409,6 +419,7 @@ async fn live(
         refusals: refusals.clone(),
         egress: egress.clone(),
         store: config.home.join("store"),
+        outbound: outbound.clone(),
     };
     let workers = Workers {
         daemon: daemon.clone(),
@@ -419,6 +430,8 @@ async fn live(
         paces,
         egress: egress.clone(),
         since: Instant::now(),
+        outbound,
+        audit,
     };
     tracing::info!(address = %config.listen, control = %config.control_socket.display(), "ready");
     let ended = tokio::select! {

@@ -163,6 +163,20 @@ impl Store {
         if found == digest { Ok(bytes) } else { Err(Error::Damaged { expected: digest, found }) }
     }
 
+    /// Removes a checkpoint, if it is here.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn remove(&self, digest: Digest) -> Result<(), Error> {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Io { what: "removing", path, source: e })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The file of a checkpoint, whose bytes are whatever they are.
     ///
     /// # Errors

@@ -105,6 +105,12 @@ pub enum StallReason {
     Diverged,
     /// The trained model could not be stored.
     Storage,
+    /// The result waits until this site's operator releases it.
+    Held,
+    /// What the site's own policy does not let out.
+    Policy,
+    /// Releasing a result would cost more privacy than the site's policy allows.
+    PrivacyBudget,
 }
 
 /// One signed statement.

@@ -215,6 +215,14 @@ pub(crate) enum Round {
     Show(RoundName),
     /// Rounds that this site knows.
     List,
+    /// Let the result of a visit go that this site's policy holds back.
+    Release {
+        /// Digest of the plan, or its first digits (6 at least).
+        #[arg(value_parser = digest_prefix)]
+        round: String,
+        /// Number of the visit.
+        visit: u32,
+    },
     /// Write every receipt of a round to a file, for a site that no network reaches.
     Export {
         /// Digest of the plan, or its first digits (6 at least).

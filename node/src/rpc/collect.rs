@@ -143,8 +143,9 @@ impl PeerService {
         pace.open().map_err(|e| Reason::OutOfHours.because(e))?;
         // One reader of a checkpoint for each peer, so that memory stays bounded.
         let claim = Claim::take(&self.sending, (id, number, caller.clone()))?;
-        let store = self.store.clone();
-        let release = tokio::task::spawn_blocking(move || Release::of(&state, &store, id, number))
+        let (store, policy, to) = (self.store.clone(), self.policy.clone(), caller.clone());
+        let work = move || Release::of(&state, &store, &policy, &to, id, number);
+        let release = tokio::task::spawn_blocking(work)
             .await
             .map_err(|e| Reason::Internal.because(e))?
             .map_err(|e| unreleased(id, number, &e))?;

@@ -9,6 +9,7 @@ use crate::daemon::{Daemon, unix_now};
 use crate::expiry;
 use crate::greeting::Greeter;
 use crate::identity::{VALID_DAYS, VALID_DAYS_MAX};
+use crate::outbound::{Outbound, book};
 use crate::pace::Paces;
 use crate::reason::{Count, Reason, Refusals};
 use crate::renewal::{self, Renewal, Step};
@@ -26,8 +27,9 @@ use rondo_proto::control::control_server::Control;
 use rondo_proto::control::{
     AddPeerRequest, CheckStoreRequest, GetSiteRequest, ListModelsRequest, ListPeersRequest,
     ListRoundsRequest, ModelList, ModelPart, ModelRequest, ModelView, PeerList, PeerRequest,
-    PeerView, PingView, ProposeRoundRequest, RecoverRequest, RefusalView, RenewSiteRequest,
-    RenewalStep, RenewalView, RoundList, RoundRequest, RoundView, SiteView, StoreReport,
+    PeerView, PingView, ProposeRoundRequest, RecoverRequest, RefusalView,
+    ReleaseContributionRequest, RenewSiteRequest, RenewalStep, RenewalView, RoundList,
+    RoundRequest, RoundView, SiteView, StoreReport,
 };
 use rondo_proto::convert::{hop_view, round_view};
 use std::time::{Duration, Instant};
@@ -69,6 +71,8 @@ pub struct ControlService {
     pub refusals: Refusals,
     /// Where it is written down who did what.
     pub audit: Audit,
+    /// What is held back, and the site's policy.
+    pub outbound: Outbound,
 }
 
 impl ControlService {
@@ -97,11 +101,26 @@ impl ControlService {
             ReceiptBody::Aborted => round.aborted.contains(&own),
             _ => false,
         };
+        if body == ReceiptBody::Approved && !done {
+            self.let_out(&round.plan, Some(id))?;
+        }
         if !done {
             self.daemon.tell(id, body).await?;
             self.audit.operator(whom, what(id)).await;
         }
         Ok(Response::new(self.view(&self.daemon.state(), id)?))
+    }
+
+    /// Refuses a plan whose weights the site's own policy does not let out.
+    fn let_out(&self, plan: &Plan, round: Option<RoundId>) -> Result<(), Status> {
+        let objections = self.outbound.policy().objections(plan, self.daemon.site(), round);
+        if objections.is_empty() {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "the policy of this site (policy.toml) does not let out what the plan asks for: {}",
+            objections.join("; ")
+        )))
     }
 
     fn peer_view(&self, peer: &Peer) -> PeerView {
@@ -423,6 +442,7 @@ impl Control for ControlService {
         let whom = whom(&request);
         let plan = Plan::from_toml(&request.into_inner().plan_toml, unix_now())
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        self.let_out(&plan, None)?;
         let id = plan.round();
         let plan = String::from_utf8(plan.canonical()).unwrap_or_default();
         self.daemon.tell(id, ReceiptBody::Proposed { plan }).await?;
@@ -498,6 +518,36 @@ impl Control for ControlService {
         let state = self.daemon.state();
         let id = find_round(&state, &request.into_inner().round)?;
         Ok(Response::new(self.view(&state, id)?))
+    }
+
+    async fn release_contribution(
+        &self,
+        request: Request<ReleaseContributionRequest>,
+    ) -> Result<Response<RoundView>, Status> {
+        let whom = whom(&request);
+        let request = request.into_inner();
+        let id = find_round(&self.daemon.state(), &request.round)?;
+        let visit = rondo_proto::convert::visit(request.visit)?;
+        let failed = |e: book::Error| Reason::Storage.because(e);
+        let outbound = self.outbound.clone();
+        let work = move || match outbound.kept(id, visit)? {
+            Some(kept) if !kept.released => outbound.release(id, visit).map(|_| Some(true)),
+            kept => Ok(kept.map(|_| false)),
+        };
+        let done = spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))?;
+        match done.map_err(failed)? {
+            Some(true) => {
+                tracing::info!(round = id.short(), visit = visit.0, "released by the operator");
+                self.audit.operator(whom, What::ContributionReleased { round: id, visit }).await;
+            }
+            Some(false) => {}
+            None => {
+                return Err(Status::failed_precondition(format!(
+                    "no result of visit {visit} of this round waits here; `rondo round show` says which one does"
+                )));
+            }
+        }
+        Ok(Response::new(self.view(&self.daemon.state(), id)?))
     }
 
     async fn list_rounds(

@@ -4,6 +4,7 @@ use super::refused;
 use crate::daemon::{Daemon, unix_now};
 use crate::greeting::Greeter;
 use crate::pace::{Paces, Patience};
+use crate::policy::Policy;
 use crate::reason::Reason;
 use crate::store::Store;
 use crate::tls::Caller;
@@ -36,6 +37,7 @@ pub struct PeerService {
     pub(super) store: Store,
     pub(super) greeter: Greeter,
     pub(super) paces: Paces,
+    pub(super) policy: Arc<Policy>,
     /// Checkpoints that are being received, each from one connection at a time.
     receiving: Claims<(RoundId, VisitNo)>,
     /// Checkpoints that are being fetched, each on one connection of a peer at a time.
@@ -43,11 +45,11 @@ pub struct PeerService {
 }
 
 impl PeerService {
-    /// Serves the daemon of `greeter`, and `store`.
+    /// Serves the daemon of `greeter`, and what `policy` lets out of `store`.
     #[must_use]
-    pub fn new(store: Store, greeter: Greeter, paces: Paces) -> Self {
+    pub fn new(store: Store, greeter: Greeter, paces: Paces, policy: Arc<Policy>) -> Self {
         let (receiving, sending) = (Claims::default(), Claims::default());
-        Self { daemon: greeter.daemon.clone(), store, greeter, paces, receiving, sending }
+        Self { daemon: greeter.daemon.clone(), store, greeter, paces, policy, receiving, sending }
     }
 
     /// The caller, if it is (still) trusted: a roster may change while a connection lives.

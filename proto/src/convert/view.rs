@@ -83,6 +83,7 @@ fn visit_view(round: &Round, visit: &Visit) -> VisitView {
             .unwrap_or_default()
             .to_owned(),
         passed_by: visit.passed.keys().map(SiteId::to_string).collect(),
+        filters: manifest.map(|m| m.filters.clone()).unwrap_or_default(),
     }
 }
 
@@ -108,6 +109,9 @@ const fn stall_code(reason: StallReason) -> &'static str {
         StallReason::Cohort => "cohort",
         StallReason::Diverged => "diverged",
         StallReason::Storage => "storage",
+        StallReason::Held => "held",
+        StallReason::Policy => "policy",
+        StallReason::PrivacyBudget => "privacy-budget",
     }
 }
 
@@ -125,5 +129,6 @@ pub fn hop_view(m: &Manifest) -> HopView {
         received_dice: m.validation.received_dice,
         trained_dice: m.validation.trained_dice,
         signed_at: m.signed_at,
+        filters: m.filters.clone(),
     }
 }

@@ -211,6 +211,9 @@ pub struct VisitView {
     pub passed: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "17")]
     pub passed_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Filters that its site applied to the update, as in its manifest.
+    #[prost(string, repeated, tag = "18")]
+    pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GateRefusalView {
@@ -303,6 +306,9 @@ pub struct HopView {
     pub trained_dice: ::core::option::Option<f64>,
     #[prost(uint64, tag = "10")]
     pub signed_at: u64,
+    /// Filters that its site applied to the update.
+    #[prost(string, repeated, tag = "11")]
+    pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ModelPart {
@@ -414,6 +420,14 @@ pub struct StoreReport {
     /// Names of files that were set aside: damaged ones, and those that the gate refused.
     #[prost(string, repeated, tag = "7")]
     pub quarantined: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseContributionRequest {
+    /// Digest of the plan, or a prefix of at least 6 digits that names one round.
+    #[prost(string, tag = "1")]
+    pub round: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub visit: u32,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1092,6 +1106,30 @@ pub mod control_client {
                 .insert(GrpcMethod::new("rondo.control.v1.Control", "RecoverRound"));
             self.inner.unary(req, path, codec).await
         }
+        /// Lets a result go that this site's policy holds back.
+        pub async fn release_contribution(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseContributionRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/rondo.control.v1.Control/ReleaseContribution",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("rondo.control.v1.Control", "ReleaseContribution"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1230,6 +1268,11 @@ pub mod control_server {
         async fn recover_round(
             &self,
             request: tonic::Request<super::RecoverRequest>,
+        ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status>;
+        /// Lets a result go that this site's policy holds back.
+        async fn release_contribution(
+            &self,
+            request: tonic::Request<super::ReleaseContributionRequest>,
         ) -> std::result::Result<tonic::Response<super::RoundView>, tonic::Status>;
     }
     #[derive(Debug)]
@@ -2258,6 +2301,51 @@ pub mod control_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RecoverRoundSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/rondo.control.v1.Control/ReleaseContribution" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseContributionSvc<T: Control>(pub Arc<T>);
+                    impl<
+                        T: Control,
+                    > tonic::server::UnaryService<super::ReleaseContributionRequest>
+                    for ReleaseContributionSvc<T> {
+                        type Response = super::RoundView;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseContributionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Control>::release_contribution(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseContributionSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

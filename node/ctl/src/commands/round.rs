@@ -14,8 +14,8 @@ use rondo::plan::Plan;
 use rondo::settings::SETTINGS_MAX_BYTES;
 use rondo_proto::control::model_part::Part;
 use rondo_proto::control::{
-    ListRoundsRequest, ModelPart, ProposeRoundRequest, RecoverRequest, RoundPhase, RoundRequest,
-    RoundView,
+    ListRoundsRequest, ModelPart, ProposeRoundRequest, RecoverRequest, ReleaseContributionRequest,
+    RoundPhase, RoundRequest, RoundView,
 };
 use serde_json::json;
 use std::path::Path;
@@ -79,6 +79,12 @@ pub(crate) async fn run(command: Round, global: &Global, output: Output) -> Resu
         Round::Show(name) => {
             let attempted = format!("showing round {}", name.round);
             let done = global.daemon().await?.get_round(request(&name.round)).await;
+            done.map_err(|status| Failure::refused(&attempted, &status))?.into_inner()
+        }
+        Round::Release { round, visit } => {
+            let attempted = format!("releasing the result of visit {visit} of round {round}");
+            let request = ReleaseContributionRequest { round, visit };
+            let done = global.daemon().await?.release_contribution(request).await;
             done.map_err(|status| Failure::refused(&attempted, &status))?.into_inner()
         }
         Round::Watch(name) => return watch(&name.round, global, output).await,

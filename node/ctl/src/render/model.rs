@@ -22,6 +22,7 @@ pub(crate) fn hop_json(h: &HopView) -> Value {
         "received_dice": h.received_dice,
         "trained_dice": h.trained_dice,
         "signed_at": h.signed_at,
+        "filters": h.filters,
     })
 }
 
@@ -53,7 +54,11 @@ pub(crate) fn hops_text(hops: &[HopView]) -> String {
             moment(h.signed_at),
         ]
     };
-    table(&head, &[0, 1, 3, 4, 5, 6, 7], hops.iter().map(row).collect())
+    let mut text = table(&head, &[0, 1, 3, 4, 5, 6, 7], hops.iter().map(row).collect());
+    for h in hops.iter().filter(|h| !h.filters.is_empty()) {
+        text.push_str(&format!("\nhop {}, filters: {}", h.visit, h.filters.join(", ")));
+    }
+    text
 }
 
 pub(crate) fn model_json(m: &ModelView) -> Value {
@@ -115,10 +120,12 @@ mod tests {
             visit: 1,
             site: "uker".into(),
             trained_dice: Some(0.5),
+            filters: vec!["clip l2 1".into()],
             ..Default::default()
         };
         assert_eq!(hop_json(&hop)["received_dice"], Value::Null);
         let text = hops_text(&[hop]);
         assert!(text.contains("0.500") && text.contains('–'), "{text}");
+        assert!(text.contains("hop 1, filters: clip l2 1"), "{text}");
     }
 }

@@ -62,6 +62,7 @@ pub(crate) fn visit_json(v: &VisitView) -> Value {
         "passed": some(&v.passed),
         "passed_by": v.passed_by,
         "held_by": v.held_by,
+        "filters": v.filters,
         "refused_by": v.refused_by.iter().map(|r| json!({"site": r.site, "reason": r.reason})).collect::<Vec<_>>(),
         "signed_at": (v.signed_at > 0).then_some(v.signed_at),
     })
@@ -109,10 +110,30 @@ pub(crate) fn round_text(round: &RoundView) -> String {
             text.push_str(&format!("\n{what} by {}", sites.join(", ")));
         }
     }
+    for v in &round.visits {
+        if !v.filters.is_empty() {
+            text.push_str(&format!("\nvisit {}, filters: {}", v.visit, v.filters.join(", ")));
+        }
+        if let Some(advice) = advice(&v.stalled) {
+            text.push_str(&format!("\nvisit {} at {}: {advice}", v.visit, v.site));
+        }
+    }
     if let Some(progress) = &round.progress {
         text.push_str(&format!("\nvisit {} here: {}", progress.visit, progress_text(progress)));
     }
     text
+}
+
+/// What helps a visit that waits for somebody.
+fn advice(stalled: &str) -> Option<&'static str> {
+    Some(match stalled {
+        "held" => "its operator lets the result go with `rondo round release ROUND VISIT`",
+        "policy" => "the site's own policy.toml does not let it out; its daemon's log says why",
+        "privacy-budget" => {
+            "another release would cost more than `epsilon_max` in the site's policy.toml; its operator raises it and restarts the daemon, or the round ends here"
+        }
+        _ => return None,
+    })
 }
 
 fn visits_table(visits: &[VisitView]) -> String {
@@ -204,6 +225,7 @@ pub(crate) fn rounds_text(rounds: &[RoundView]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rondo_proto::control::GateRefusalView;
 
     #[test]
     fn states_are_kept_apart_and_stalls_are_shown() {
@@ -226,9 +248,37 @@ mod tests {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         let json = round_json(&round);
+        assert!(!text.contains("rondo round release"), "{text}");
         assert_eq!(json["visits"][0]["phase"], "training");
         assert_eq!(json["visits"][0]["weights"], Value::Null);
         assert_eq!(json["phase"], "running");
+    }
+
+    #[test]
+    fn what_is_held_refused_or_filtered_is_said() {
+        let refusal = GateRefusalView { site: "usz".into(), reason: "norm".into() };
+        let refused = VisitView {
+            visit: 1,
+            phase: VisitPhase::HandedOver.into(),
+            refused_by: vec![refusal],
+            filters: vec!["clip l2 1".into()],
+            ..Default::default()
+        };
+        let held = VisitView { visit: 2, stalled: "held".into(), ..Default::default() };
+        let broke = VisitView { visit: 3, stalled: "privacy-budget".into(), ..Default::default() };
+        let round = RoundView { visits: vec![refused, held, broke], ..Default::default() };
+        let text = round_text(&round);
+        for part in [
+            "handed over, refused by usz: norm",
+            "visit 1, filters: clip l2 1",
+            "rondo round release ROUND VISIT",
+            "its operator raises it",
+        ] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        let json = &round_json(&round)["visits"][0];
+        assert_eq!(json["refused_by"][0], json!({"site": "usz", "reason": "norm"}));
+        assert_eq!(json["filters"][0], "clip l2 1");
     }
 
     #[test]
