@@ -28,7 +28,9 @@ pub(crate) fn line(text: &str) -> Result<()> {
 
 pub(crate) fn error(text: &str) {
     // Nothing is left to do where even this cannot be written.
-    let _ = writeln!(std::io::stderr().lock(), "error: {text}");
+    // In one piece: another trainer of this site may begin to write to the same log.
+    let line = format!("error: {text}\n");
+    let _ = std::io::stderr().lock().write_all(line.as_bytes());
 }
 
 /// Tells what happens.
