@@ -10,6 +10,7 @@ pub mod audit;
 pub mod auditor;
 mod bench;
 pub mod boundary;
+pub mod claim;
 pub mod cli;
 pub mod config;
 pub mod connection;

@@ -3,6 +3,7 @@
 use crate::daemon::{Daemon, unix_now};
 use crate::durable;
 use crate::store::{self, Store};
+use crate::transfer::transfer_object;
 use rondo::ids::Digest;
 use rondo::round::{Effect, Round, SiteState};
 use std::collections::BTreeSet;
@@ -63,15 +64,16 @@ pub fn check(store: &Store, state: &SiteState, repair: bool) -> Result<Report, s
             }
         }
     }
-    let incoming: BTreeSet<String> = files(&store.folder().join("incoming"))?
-        .iter()
+    let incoming: Vec<PathBuf> = files(&store.folder().join("incoming"))?
+        .into_iter()
         .filter(|path| path.extension().is_none())
-        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .collect();
     report.incoming = u32::try_from(incoming.len()).unwrap_or(u32::MAX);
+    let incoming: BTreeSet<Digest> =
+        incoming.iter().filter_map(|path| transfer_object(path)).collect();
     let lacks = |digest: &Digest| {
-        let name = digest.to_string();
-        !incoming.contains(&name) && (!store.has(*digest) || report.damaged.contains(&name))
+        let damaged = || report.damaged.contains(&digest.to_string());
+        !incoming.contains(digest) && (!store.has(*digest) || damaged())
     };
     let quarantine = store.folder().join(QUARANTINE);
     if quarantine.is_dir() {
@@ -116,7 +118,7 @@ fn tidy(
         .collect();
     for path in files(&store.folder().join("incoming"))? {
         // Beside a part may lie the record of what of it is safe on disk.
-        if named(&path.with_extension("")).is_some_and(|digest| over.contains(&digest)) {
+        if transfer_object(&path).is_some_and(|digest| over.contains(&digest)) {
             fs::remove_file(&path).map_err(|e| failed("removing", &path, e))?;
         }
     }

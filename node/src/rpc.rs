@@ -34,6 +34,7 @@ impl From<store::Error> for Status {
             store::Error::Io { .. } => Reason::Storage,
             store::Error::Absent(_) => Reason::Absent,
             store::Error::Damaged { .. } => Reason::Damaged,
+            store::Error::Busy(_) => Reason::Busy,
             store::Error::Gap(_) => Reason::ChunkUnasked,
             store::Error::Checkpoint(e) => {
                 let e = rondo::passport::Error::from(e.clone());

@@ -1,7 +1,8 @@
 //! Content-addressed checkpoints on disk, and transfers that are under way.
 
+use crate::claim::Claims;
 use crate::durable::{Draft, Mode};
-use crate::transfer::Incoming;
+use crate::transfer::{Incoming, transfer_name};
 use rondo::checkpoint::{self, Layout};
 use rondo::ids::{Digest, Hasher};
 use rondo::transfer::{self, ChunkTable};
@@ -43,6 +44,9 @@ pub enum Error {
         /// What it is now.
         found: Digest,
     },
+    /// Somebody else writes the same.
+    #[error("checkpoint {0} is being received on another way already")]
+    Busy(Digest),
     /// A chunk that nobody asked for.
     #[error("chunk {0} was not asked for; only missing chunks may be sent")]
     Repeated(u32),
@@ -85,6 +89,8 @@ type Proved = Arc<Mutex<BTreeMap<Digest, Stamp>>>;
 pub struct Store {
     folder: PathBuf,
     proved: Proved,
+    /// Names of the files in `incoming` that are being written.
+    receiving: Claims<String>,
 }
 
 impl Store {
@@ -100,7 +106,11 @@ impl Store {
                 .create(&path)
                 .map_err(|source| Error::Io { what: "creating", path: path.clone(), source })?;
         }
-        let this = Self { folder: folder.to_owned(), proved: Proved::default() };
+        let this = Self {
+            folder: folder.to_owned(),
+            proved: Proved::default(),
+            receiving: Claims::default(),
+        };
         // What a daemon was killed over is no checkpoint, and nobody else writes here.
         let folder = this.folder.join("checkpoints");
         let fail = |source| Error::Io { what: "tidying", path: folder.clone(), source };
@@ -194,14 +204,17 @@ impl Store {
         }
     }
 
-    /// Begins or goes on with receiving a checkpoint: what is on disk and verified stays.
+    /// Begins or goes on with receiving a checkpoint: what is on disk and verified stays. Whichever way
+    /// it comes, one receives it at a time.
     ///
     /// # Errors
-    /// If the table is impossible or the disk says no.
+    /// [`Error::Busy`], or if the table is impossible or the disk says no.
     pub fn receive(&self, table: ChunkTable, layout: Layout) -> Result<Incoming, Error> {
-        let path = self.folder.join("incoming").join(table.object.to_string());
+        let name = transfer_name(&table, &layout);
+        let path = self.folder.join("incoming").join(&name);
+        let claim = self.receiving.take(name).ok_or(Error::Busy(table.object))?;
         let target = self.path(table.object);
-        Incoming::open(path, target, table, layout)
+        Incoming::open(path, target, table, layout, claim)
     }
 }
 

@@ -9,6 +9,7 @@ mod landing;
 mod outgoing;
 
 pub use incoming::{Incoming, Spent};
+pub(crate) use incoming::{transfer_name, transfer_object};
 pub(crate) use landing::{Aligned, Landing};
 pub use outgoing::{Outgoing, send};
 

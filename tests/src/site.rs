@@ -304,6 +304,12 @@ impl Site {
         self.home.join("store/checkpoints").join(weights)
     }
 
+    /// Where a checkpoint is being received, once that has begun.
+    #[must_use]
+    pub fn incoming(&self, weights: &str) -> Option<PathBuf> {
+        incoming(&self.home, weights)
+    }
+
     /// Ends everything of this site at once, a trainer without a daemon too.
     fn kill_all(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -371,4 +377,15 @@ pub fn free_address() -> SocketAddr {
             return address;
         }
     }
+}
+
+/// Where the site of `home` receives a checkpoint, once that has begun.
+#[must_use]
+pub fn incoming(home: &Path, weights: &str) -> Option<PathBuf> {
+    let folder = fs::read_dir(home.join("store/incoming")).expect("a store");
+    let mut paths = folder.map(|entry| entry.expect("an entry").path());
+    paths.find(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(weights) && path.extension().is_none()
+    })
 }

@@ -76,9 +76,11 @@ async fn an_image_outside_the_home_cannot_be_opened_by_the_daemon() {
     let plan = Plan::from_canonical(view.plan_json.as_bytes()).unwrap();
     let manifest = hand.manifest(&plan, &checkpoint(&plan, 0.25));
     let weights = manifest.weights.object.to_string();
-    let incoming = usz.home.join("store/incoming").join(&weights);
-    symlink(&image, &incoming).unwrap();
     let passport = hand.passport(usz, &manifest).to_json();
+    hand.offer(usz, round, 1, passport.clone()).await.unwrap();
+    let incoming = usz.incoming(&weights).unwrap();
+    fs::remove_file(&incoming).unwrap();
+    symlink(&image, &incoming).unwrap();
     let led = hand.offer(usz, round, 1, passport.clone()).await.expect_err("it opened an image");
     assert!(led.message().contains("Permission denied"), "{led}");
     assert_ne!(led.code(), Code::Internal);

@@ -262,9 +262,10 @@ async fn a_full_disk_is_named_and_the_transfer_goes_on_after_it() {
     let manifest = hand.manifest(&scene.plan, &bytes);
     let table = &manifest.weights;
     // Writing to /dev/full fails as on a full disk.
-    let incoming = usz.home.join("store/incoming").join(table.object.to_string());
-    std::os::unix::fs::symlink("/dev/full", &incoming).unwrap();
     scene.offer(&manifest).await.unwrap();
+    let incoming = usz.incoming(&table.object.to_string()).unwrap();
+    fs::remove_file(&incoming).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &incoming).unwrap();
     let all = |n: usize| (0..).take(n).map(|index| chunk(table, &bytes, index)).collect();
     let n = table.chunks.len();
     let sent = hand.send(usz, round, all(n)).await;
@@ -293,7 +294,7 @@ async fn a_transfer_that_a_crash_broke_off_goes_on_where_it_stopped() {
     scene.all.sites[0].ready().await;
     assert_eq!(scene.offer(&manifest).await.unwrap(), rest, "verified on disk is not sent again");
     // What lies there is verified anew: a byte that changed meanwhile is asked for once more.
-    let incoming = scene.usz().home.join("store/incoming").join(table.object.to_string());
+    let incoming = scene.usz().incoming(&table.object.to_string()).unwrap();
     flip(&incoming, 77);
     let everything = Answer::Wanted(Wanted { chunks: (0..n).collect(), offset: 0 });
     assert_eq!(scene.offer(&manifest).await.unwrap(), everything);

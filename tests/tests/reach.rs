@@ -257,8 +257,8 @@ async fn a_half_open_connection_is_noticed_and_the_transfer_goes_on() {
     rule(&all.sites[0], "limit_mbit_s = 1");
     all.sites[0].start();
     all.sites[0].ready().await;
-    let incoming = all.sites[1].home.join("store/incoming").join(&weights);
-    let some = async || std::fs::metadata(&incoming).ok().filter(|m| m.len() > 0);
+    let incoming = || all.sites[1].incoming(&weights);
+    let some = async || std::fs::metadata(incoming()?).ok().filter(|m| m.len() > 0);
     eventually("the first chunk", HAND_OVER, some).await;
     proxy.turn(Line::Swallow);
     let cut = Instant::now();
@@ -302,8 +302,8 @@ async fn a_drip_is_cut_and_others_are_served() {
     let (next, chunks) = mpsc::channel(1);
     let sent = tokio::spawn(async move { slow.send_chunks(ReceiverStream::new(chunks)).await });
     next.send(part(0)).await.unwrap();
-    let incoming = usz.home.join("store/incoming").join(manifest.weights.object.to_string());
-    let some = async || std::fs::metadata(&incoming).ok().filter(|m| m.len() > 0);
+    let incoming = || usz.incoming(&manifest.weights.object.to_string());
+    let some = async || std::fs::metadata(incoming()?).ok().filter(|m| m.len() > 0);
     eventually("the first chunk", HAND_OVER, some).await;
     proxy.turn(Line::Drip);
     let begun = Instant::now();

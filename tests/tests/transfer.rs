@@ -10,7 +10,7 @@ use rondo_proto::trainer::{
 };
 use rondo_tests::federation::{SPREAD, propose, short_folder, trust};
 use rondo_tests::material::{PlanText, checkpoint};
-use rondo_tests::site::{Site, free_address};
+use rondo_tests::site::{Site, free_address, incoming};
 use rondo_tests::{eventually, log};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -155,11 +155,14 @@ async fn a_hundred_kills_in_one_transfer_send_nothing_twice_that_was_on_disk() {
         number.copy_from_slice(&(i as f32).to_le_bytes());
     }
     let digest = Digest::of(&bytes).to_string();
-    let incoming = receiver.home.join("store/incoming").join(&digest);
+    let receiving = receiver.home.clone();
     let receiver_log = folder.path().join("usz-node.log");
     train(&sender, &bytes).await;
 
-    let on_disk = || std::fs::metadata(&incoming).map_or(0, |file| file.len());
+    let on_disk = || {
+        let file = incoming(&receiving, &digest).and_then(|path| std::fs::metadata(path).ok());
+        file.map_or(0, |file| file.len())
+    };
     let share = bytes.len() as u64 / KILLS;
     let (mut kills, mut lost) = (0, 0);
     let begun = Instant::now();

@@ -1,7 +1,7 @@
 //! What a peer fetches because it cannot be called: exactly what this site's outstanding effects would
 //! have brought to it, and nothing else.
 
-use super::peer::{BATCH_MAX, Claim, PeerService};
+use super::peer::{BATCH_MAX, PeerService, claimed};
 use super::refused;
 use crate::pace::{CHUNK_PATIENCE, Held};
 use crate::reason::Reason;
@@ -142,7 +142,7 @@ impl PeerService {
         let pace = self.paces.of(caller);
         pace.open().map_err(|e| Reason::OutOfHours.because(e))?;
         // One reader of a checkpoint for each peer, so that memory stays bounded.
-        let claim = Claim::take(&self.sending, (id, number, caller.clone()))?;
+        let claim = claimed(&self.sending, (id, number, caller.clone()))?;
         let (store, policy, to) = (self.store.clone(), self.policy.clone(), caller.clone());
         let work = move || Release::of(&state, &store, &policy, &to, id, number);
         let release = tokio::task::spawn_blocking(work)

@@ -1,6 +1,7 @@
 //! What other sites may ask. Default deny: by key at the handshake, then by site, round and visit here.
 
 use super::refused;
+use crate::claim::{Claim, Claims};
 use crate::daemon::{Daemon, unix_now};
 use crate::greeting::Greeter;
 use crate::pace::{Paces, Patience};
@@ -19,9 +20,8 @@ use rondo_proto::peer::{
     Chunk, CollectRequest, Collected, FetchChunksRequest, GreetRequest, Greeting, Held, Offer,
     OfferAnswer, ReceiptAcknowledgement, ReceiptBatch, offer_answer::Answer,
 };
-use std::collections::HashSet;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::task::spawn_blocking;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -38,7 +38,7 @@ pub struct PeerService {
     pub(super) greeter: Greeter,
     pub(super) paces: Paces,
     pub(super) policy: Arc<Policy>,
-    /// Checkpoints that are being received, each from one connection at a time.
+    /// Checkpoints that are being offered or sent, each on one connection at a time.
     receiving: Claims<(RoundId, VisitNo)>,
     /// Checkpoints that are being fetched, each on one connection of a peer at a time.
     pub(super) sending: Claims<(RoundId, VisitNo, SiteId)>,
@@ -188,24 +188,10 @@ fn envelope(bytes: &[u8]) -> Result<Envelope, Status> {
     Envelope::from_json(bytes).map_err(|e| Reason::Malformed.because(e))
 }
 
-/// Checkpoints that somebody works on.
-pub(super) type Claims<K> = Arc<Mutex<HashSet<K>>>;
-
-/// Marks a checkpoint as being worked on until dropped.
-pub(super) struct Claim<K: Eq + Hash>(Claims<K>, K);
-
-impl<K: Eq + Hash + Clone> Claim<K> {
-    pub(super) fn take(all: &Claims<K>, what: K) -> Result<Self, Status> {
-        let fresh = all.lock().unwrap_or_else(PoisonError::into_inner).insert(what.clone());
-        let busy = || Reason::Busy.because("this checkpoint is being passed on another connection");
-        fresh.then(|| Self(all.clone(), what)).ok_or_else(busy)
-    }
-}
-
-impl<K: Eq + Hash> Drop for Claim<K> {
-    fn drop(&mut self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
-    }
+/// The claim on `what`, or that it is under way already.
+pub(super) fn claimed<K: Eq + Hash + Clone>(all: &Claims<K>, what: K) -> Result<Claim<K>, Status> {
+    let busy = || Reason::Busy.because("this checkpoint is being passed on another connection");
+    all.take(what).ok_or_else(busy)
 }
 
 impl PeerService {
@@ -276,7 +262,7 @@ impl PeerService {
             self.daemon.adopt(Event::Manifest { round: id, manifest }).await?;
         }
         self.may_hand_over(from, id, number, passes)?;
-        let _claim = Claim::take(&self.receiving, (id, number))?;
+        let _claim = claimed(&self.receiving, (id, number))?;
         match self.answer(id, number).await? {
             Ok(answer) => Ok(answer),
             Err(incoming) if incoming.missing().is_empty() => {
@@ -308,7 +294,7 @@ impl PeerService {
         let first = first.ok_or_else(|| Reason::Malformed.because("no chunk was sent"))?;
         let (id, number) = (digest("round", &first.round)?, visit(first.visit)?);
         self.may_hand_over(from, id, number, false)?;
-        let _claim = Claim::take(&self.receiving, (id, number))?;
+        let _claim = claimed(&self.receiving, (id, number))?;
         let answer = match self.answer(id, number).await? {
             Ok(answer) => answer,
             Err(incoming) => {

@@ -5,6 +5,7 @@
 //! checkpoint counts as received only after its whole digest, whatever the record says.
 
 use super::landing::{Aligned, Landing};
+use crate::claim::Claim;
 use crate::durable::{self, Mode};
 use crate::store::Error;
 use rondo::checkpoint::Layout;
@@ -56,6 +57,8 @@ pub struct Incoming {
     helpers: Option<Helpers>,
     prefix: Prefix,
     spent: Spent,
+    /// Lives as long as anything writes, on whichever thread that is.
+    _claim: Claim<String>,
 }
 
 #[derive(Debug, Default)]
@@ -101,6 +104,7 @@ impl Incoming {
         target: PathBuf,
         table: ChunkTable,
         layout: Layout,
+        claim: Claim<String>,
     ) -> Result<Self, Error> {
         let receiving = Receiving::begin(table)?;
         let file = Arc::new(Landing::open(&path).map_err(fail("opening", &path))?);
@@ -115,6 +119,7 @@ impl Incoming {
             helpers: None,
             prefix: Prefix::default(),
             spent: Spent::default(),
+            _claim: claim,
         };
         this.take_stock()?;
         Ok(this)
@@ -365,6 +370,13 @@ impl Incoming {
     }
 }
 
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // The threads beside this one write too; the claim goes after them.
+        let _ = self.settle();
+    }
+}
+
 /// Hashes chunks as long as they come in their order.
 fn follow(chunks: &Receiver<(u32, Aligned)>) -> Prefix {
     let mut prefix = Prefix::default();
@@ -403,6 +415,17 @@ fn keep(
         spent += begun.elapsed();
     }
     Ok(spent)
+}
+
+/// Name of the file that is received into. Who promises other chunks or another layout under the digest
+/// of a whole that is not his never touches the file of whoever tells the truth about it.
+pub(crate) fn transfer_name(table: &ChunkTable, layout: &Layout) -> String {
+    format!("{}-{}", table.object, seal(table, layout.header()))
+}
+
+/// The checkpoint that a half-received file, or the record beside it, is of.
+pub(crate) fn transfer_object(path: &Path) -> Option<Digest> {
+    path.file_name()?.to_str()?.split(['-', '.']).next()?.parse().ok()
 }
 
 fn record_path(path: &Path) -> PathBuf {
@@ -459,9 +482,12 @@ fn recorded(record: &Path, table: &ChunkTable) -> Vec<bool> {
 mod tests {
     use super::*;
     use crate::store::Store;
+    use crate::transfer::{PIECE_BYTES, receive};
     use rondo::checkpoint::Extras;
     use rondo::recipe::Architecture;
+    use rondo_proto::peer::Chunk;
     use std::fs::OpenOptions;
+    use tokio_stream::StreamExt as _;
 
     /// Some 40 MB, more than is received without a record.
     fn scene() -> (tempfile::TempDir, Store, Vec<u8>, ChunkTable, Layout) {
@@ -564,5 +590,68 @@ mod tests {
         assert_eq!(incoming.finish().unwrap().unwrap().0, table.object);
         assert_eq!(store.get(table.object).unwrap(), object);
         assert!(!path.exists() && !record.exists());
+    }
+
+    #[test]
+    fn who_lies_about_a_digest_writes_nowhere_near_the_truth() {
+        let (_folder, store, object, table, layout) = scene();
+        let garbage = vec![0x5a; object.len()];
+        let lie = ChunkTable { object: table.object, ..ChunkTable::of(&garbage) };
+        let liar = || store.receive(lie.clone(), layout.clone()).unwrap();
+        let honest = || store.receive(table.clone(), layout.clone()).unwrap();
+
+        // First of all, and while the truth is under way: a whole chunk that is no model, and half a one.
+        liar().accept(0, 0, part(&garbage, &lie, 0)).unwrap_err();
+        let mut incoming = honest();
+        for index in 0..2 {
+            incoming.accept(index, 0, part(&object, &table, index)).unwrap();
+        }
+        liar().accept(0, 0, part(&garbage, &lie, 0)).unwrap_err();
+        liar().accept(1, 0, &garbage[..1000]).unwrap();
+        // In between two attempts.
+        drop(incoming);
+        liar().accept(0, 0, part(&garbage, &lie, 0)).unwrap_err();
+        let narrow = Layout::new(&Architecture { n1: 20, n2: 24, n3: 28, m: 40 }, Extras::NONE);
+        let mut other = store.receive(table.clone(), narrow).unwrap();
+        other.accept(0, 0, part(&object, &table, 0)).unwrap_err();
+        let mut incoming = honest();
+        let count = u32::try_from(table.chunks.len()).unwrap();
+        assert_eq!(incoming.missing(), (2..count).collect::<Vec<_>>());
+        for index in 2..count {
+            liar().accept(index, 0, &garbage[..1000]).unwrap();
+            incoming.accept(index, 0, part(&object, &table, index)).unwrap();
+        }
+        assert_eq!(incoming.finish().unwrap().unwrap().0, table.object);
+        assert_eq!(store.get(table.object).unwrap(), object);
+    }
+
+    #[tokio::test]
+    async fn a_broken_off_transfer_holds_its_claim_until_nothing_writes() {
+        let (_folder, store, object, table, layout) = scene();
+        let pieces: Vec<_> = object[..PIECE_BYTES * 24].chunks(PIECE_BYTES).enumerate().collect();
+        let each = table.chunk_bytes as usize / PIECE_BYTES;
+        let chunk = |(n, data): &(usize, &[u8])| Chunk {
+            index: u32::try_from(n / each).unwrap(),
+            offset: u32::try_from(n % each * PIECE_BYTES).unwrap(),
+            data: data.to_vec().into(),
+            ..Chunk::default()
+        };
+        let chunks: Vec<_> = pieces.iter().map(|piece| Ok(chunk(piece))).collect();
+        let (all, over) = tokio::sync::oneshot::channel();
+        let end = std::iter::once_with(move || all.send(()));
+        let silence = tokio_stream::iter(end).then(|_| std::future::pending());
+        let incoming = store.receive(table.clone(), layout.clone()).unwrap();
+        let busy = store.receive(table.clone(), layout.clone());
+        assert!(matches!(busy, Err(Error::Busy(object)) if object == table.object));
+        let work = tokio::spawn(receive(incoming, tokio_stream::iter(chunks).chain(silence)));
+        over.await.unwrap();
+        work.abort();
+        let again = loop {
+            match store.receive(table.clone(), layout.clone()) {
+                Err(Error::Busy(_)) => tokio::time::sleep(Duration::from_millis(1)).await,
+                other => break other.unwrap(),
+            }
+        };
+        assert_eq!(again.here(), (PIECE_BYTES * pieces.len()) as u64);
     }
 }
