@@ -4,7 +4,7 @@
 //! which something breaks can be run again.
 //!
 //! Start at [`world`] (what happens when); a [`site`] has a [`disk`], answers peers ([`service`]) and
-//! works on its effects ([`worker`]) in the order of the daemon: commit, adopt, act. What must always
+//! works on its effects ([`worker`], or [`pull`] behind a firewall) in the order of the daemon: commit, adopt, act. What must always
 //! hold is in [`invariants`]; that it would be seen if it did not, is shown by every [`mutation`].
 //!
 //! `RONDO_SIM_SCHEDULES=100000 cargo test --release -p rondo --lib simulator -- --nocapture` runs so
@@ -16,6 +16,7 @@ mod invariants;
 pub(crate) mod keys;
 pub(crate) mod mutation;
 mod network;
+mod pull;
 mod random;
 mod service;
 mod site;

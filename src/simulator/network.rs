@@ -45,7 +45,32 @@ pub(super) enum Message {
     Refused {
         call: Call,
     },
+    /// How many receipts of the site that is asked are there already.
+    Collect {
+        call: Call,
+        having: Vec<(RoundId, u32)>,
+    },
+    Collected {
+        call: Call,
+        batches: Vec<(RoundId, Vec<Envelope>)>,
+        offers: Vec<Offered>,
+    },
+    Fetch {
+        call: Call,
+        round: RoundId,
+        visit: VisitNo,
+        pieces: Vec<u64>,
+    },
+    Fetched {
+        call: Call,
+        round: RoundId,
+        visit: VisitNo,
+        pieces: Vec<u64>,
+    },
 }
+
+/// A checkpoint that waits to be fetched.
+pub(super) type Offered = (RoundId, VisitNo, Rc<Passport>);
 
 /// Names a call: the life of the daemon that made it, and its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +86,14 @@ impl Message {
             Self::Acknowledged { call, .. }
             | Self::Held { call, .. }
             | Self::Wanted { call, .. }
-            | Self::Refused { call } => Some(*call),
-            Self::Receipts { .. } | Self::Offer { .. } | Self::Pieces { .. } => None,
+            | Self::Refused { call }
+            | Self::Collected { call, .. }
+            | Self::Fetched { call, .. } => Some(*call),
+            Self::Receipts { .. }
+            | Self::Offer { .. }
+            | Self::Pieces { .. }
+            | Self::Collect { .. }
+            | Self::Fetch { .. } => None,
         }
     }
 }

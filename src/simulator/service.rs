@@ -26,6 +26,12 @@ impl Site {
             Message::Pieces { call, round, visit, pieces } => {
                 (*call, self.taken(cx, from, *call, *round, *visit, pieces))
             }
+            Message::Collect { call, having } => {
+                (*call, self.outstanding_to(cx, from, *call, having))
+            }
+            Message::Fetch { call, round, visit, pieces } => {
+                (*call, self.fetched(cx, from, *call, (*round, *visit), pieces))
+            }
             _ => return Ok(()),
         };
         let answer = match answer {
@@ -37,7 +43,7 @@ impl Site {
         Ok(())
     }
 
-    fn receipts(
+    pub(super) fn receipts(
         &mut self,
         cx: &mut Context<'_>,
         from: usize,
@@ -77,7 +83,7 @@ impl Site {
         if allowed { Ok(()) } else { Err(Stop::Refused(Refusal::Phase("not handed over here"))) }
     }
 
-    fn offered(
+    pub(super) fn offered(
         &mut self,
         cx: &mut Context<'_>,
         from: usize,
@@ -134,7 +140,7 @@ impl Site {
         (0..PIECES).filter(|piece| !here(piece)).collect()
     }
 
-    fn taken(
+    pub(super) fn taken(
         &mut self,
         cx: &mut Context<'_>,
         from: usize,

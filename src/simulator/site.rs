@@ -5,6 +5,7 @@ use super::disk::{Disk, Failure, Hold};
 use super::invariants::{Observer, Violation};
 use super::mutation::Mutation;
 use super::network::Message;
+use super::pull::Pulls;
 use super::random::Random;
 use super::worker::Workers;
 use super::world::Happening;
@@ -24,6 +25,8 @@ pub(super) struct Context<'w> {
     pub(super) random: &'w mut Random,
     pub(super) observer: &'w mut Observer,
     pub(super) sites: &'w BTreeMap<SiteId, usize>,
+    /// The site that nobody can call, which collects what is for it.
+    pub(super) collects: Option<usize>,
     /// Whether trainers may still fail.
     pub(super) troubled: bool,
     pub(super) sent: Vec<(usize, Message)>,
@@ -84,6 +87,7 @@ pub(super) struct Site {
 pub(super) struct Daemon {
     pub(super) owner: Owner<Hold>,
     pub(super) workers: Workers,
+    pub(super) pulls: Pulls,
 }
 
 impl Site {
@@ -97,8 +101,10 @@ impl Site {
         let state = replayed.map_err(|e| Violation::Replay(self.id.clone(), e.to_string()))?;
         self.boot += 1;
         let owner = Owner::new(Hold(self.disk.clone()), state);
-        self.daemon = Some(Daemon { owner, workers: Workers::default() });
-        self.look(cx)
+        let (workers, pulls) = (Workers::default(), Pulls::default());
+        self.daemon = Some(Daemon { owner, workers, pulls });
+        self.look(cx)?;
+        self.pull(cx)
     }
 
     pub(super) fn stop(&mut self, power: bool, now: u64, observer: &mut Observer) {

@@ -69,6 +69,7 @@ fn no_schedule_violates_an_invariant() {
                 }
                 sum.steps += course.steps;
                 sum.crashes += course.crashes;
+                sum.finished += course.finished;
                 sum.virtual_s += course.virtual_s;
             }
         };
@@ -78,10 +79,11 @@ fn no_schedule_violates_an_invariant() {
     let ran: u64 = courses.iter().map(|(ran, _)| ran).sum();
     let total = |of: fn(&Course) -> u64| courses.iter().map(|(_, course)| of(course)).sum::<u64>();
     println!(
-        "{ran} schedules from seed {first} in {:.1} s on {threads} threads: {} steps, {} crashes, {} h of virtual time, no invariant violated",
+        "{ran} schedules from seed {first} in {:.1} s on {threads} threads: {} steps, {} crashes, {} rounds finished, {} h of virtual time, no invariant violated",
         begun.elapsed().as_secs_f64(),
         total(|c| c.steps),
         total(|c| c.crashes),
+        total(|c| c.finished),
         total(|c| c.virtual_s) / 3600,
     );
     assert!(ran > 0);
@@ -122,6 +124,8 @@ fn a_seed_gives_the_same_schedule_again() {
 #[test]
 fn fifty_sites_complete_a_round() {
     let begun = Instant::now();
-    let course = checked(&Setting { sites: 50, cycles: 1, rounds: 1, ..Setting::of(50) });
+    let course =
+        checked(&Setting { sites: 50, cycles: 1, rounds: 1, steered: false, ..Setting::of(50) });
+    assert_eq!(course.finished, 1);
     println!("50 sites: {course:?} in {:.1} s", begun.elapsed().as_secs_f64());
 }

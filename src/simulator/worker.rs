@@ -12,13 +12,13 @@ use crate::transfer::{CHUNK_MIN_BYTES, ChunkTable};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-const RETRY_MIN: u64 = 250;
+pub(super) const RETRY_MIN: u64 = 250;
 const RETRY_MAX: u64 = 30_000;
-const ANSWER_TIMEOUT: u64 = 60_000;
+pub(super) const ANSWER_TIMEOUT: u64 = 60_000;
 /// Failures of a visit before all sites are told that it stalls.
 const STALL_AFTER: u32 = 3;
 /// Receipts in one message; small, so that histories take several.
-const BATCH_MAX: usize = 4;
+pub(super) const BATCH_MAX: usize = 4;
 /// The trainer saves its progress so many times in a visit.
 const SAVES: u64 = 4;
 
@@ -57,7 +57,7 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    fn next_turn(&mut self) -> u64 {
+    pub(super) fn next_turn(&mut self) -> u64 {
         self.turns += 1;
         self.turns
     }
@@ -69,11 +69,11 @@ fn trained(round: RoundId, visit: VisitNo, parent: Option<Digest>) -> Digest {
 }
 
 impl Site {
-    fn workers(&mut self) -> Result<&mut Workers, Stop> {
+    pub(super) fn workers(&mut self) -> Result<&mut Workers, Stop> {
         self.daemon.as_mut().map(|d| &mut d.workers).ok_or(Stop::Died)
     }
 
-    fn live(&self) -> Result<&SiteState, Stop> {
+    pub(super) fn live(&self) -> Result<&SiteState, Stop> {
         self.state().map(|state| &**state).ok_or(Stop::Died)
     }
 
@@ -228,6 +228,9 @@ impl Site {
         to: &SiteId,
         from: u32,
     ) -> Result<(), Stop> {
+        if cx.collects == Some(cx.sites[to]) {
+            return self.ended(cx, work, false);
+        }
         let told = self.live()?.rounds().get(&round).and_then(|r| r.receipts.get(&self.id));
         let skip = from.saturating_sub(1) as usize;
         let receipts: Vec<Envelope> =
@@ -246,22 +249,34 @@ impl Site {
     ) -> Result<(), Stop> {
         let here = self.disk.borrow().checkpoints.contains_key(&weights);
         let passport = self.live()?.rounds().get(&round).and_then(|r| r.passport(visit));
+        let here = here && cx.collects != Some(cx.sites[to]);
         let Some(passport) = passport.filter(|_| here).map(Rc::new) else {
             return self.ended(cx, work, false);
         };
         self.call(cx, work, to, |call| Message::Offer { call, round, visit, passport })
     }
 
-    /// The answer to a call of this site; whatever is not waited for any more came too late.
-    pub(super) fn answered(
+    /// An answer of `from` came; whatever is not waited for any more came too late.
+    pub(super) fn hears(
         &mut self,
         cx: &mut Context<'_>,
+        from: usize,
         call: Call,
         answer: &Message,
     ) -> Result<(), Stop> {
-        let boot = self.boot;
+        if call.boot != self.boot {
+            return Ok(());
+        }
+        if self.is_waited_for(from, call.turn) {
+            return self.collected(cx, from, call, answer);
+        }
+        self.answered(cx, call, answer)
+    }
+
+    /// The answer to a call of a worker.
+    fn answered(&mut self, cx: &mut Context<'_>, call: Call, answer: &Message) -> Result<(), Stop> {
         let all = &mut self.workers()?.all;
-        let waits = |w: &Worker| call == Call { boot, turn: w.turn } && w.phase == Phase::Calling;
+        let waits = |w: &Worker| w.turn == call.turn && w.phase == Phase::Calling;
         let Some((work, worker)) = all.iter_mut().find(|(_, w)| waits(w)) else { return Ok(()) };
         let work = work.clone();
         let done = match (answer, worker.effect.clone()) {

@@ -43,6 +43,13 @@ pub(super) enum Happening {
         visit: VisitNo,
         received: Option<Digest>,
     },
+    /// A site that collects asks a peer again.
+    Ask {
+        site: usize,
+        boot: u64,
+        peer: usize,
+        turn: u64,
+    },
     Operator {
         site: usize,
     },
@@ -77,6 +84,10 @@ pub(super) struct Setting {
     pub(super) sites: u64,
     pub(super) cycles: u64,
     pub(super) rounds: u64,
+    /// Whether operators pause, resume and abort rounds.
+    pub(super) steered: bool,
+    /// Whether the last site only dials out, so that it collects what is for it.
+    pub(super) collects: bool,
     pub(super) mutation: Option<Mutation>,
 }
 
@@ -86,7 +97,15 @@ impl Setting {
         let mut random = Random::new(!seed);
         let sites = random.between(2, 4);
         let rounds = if random.chance(200) { 2 } else { 1 };
-        Self { seed, sites, cycles: random.between(1, 3), rounds, mutation: None }
+        Self {
+            seed,
+            sites,
+            cycles: random.between(1, 3),
+            rounds,
+            steered: random.chance(200),
+            collects: random.chance(250),
+            mutation: None,
+        }
     }
 }
 
@@ -95,6 +114,8 @@ impl Setting {
 pub(super) struct Course {
     pub(super) steps: u64,
     pub(super) crashes: u64,
+    /// Rounds that ended with every visit handed over.
+    pub(super) finished: u64,
     pub(super) virtual_s: u64,
 }
 
@@ -106,6 +127,7 @@ struct World {
     network: Network,
     sites: Vec<Site>,
     index: BTreeMap<SiteId, usize>,
+    collects: Option<usize>,
     observer: Observer,
     /// When everything that fails is over.
     heals: u64,
@@ -147,15 +169,14 @@ impl World {
             network,
             sites,
             index,
+            collects: setting.collects.then(|| usize::try_from(setting.sites).unwrap() - 1),
             observer,
             heals,
             course,
         };
         let starter = usize::try_from(world.random.below(setting.sites)).unwrap();
         world.sites[starter].starts = true;
-        if world.random.chance(200) {
-            world.sites.iter_mut().for_each(|site| site.steers = true);
-        }
+        world.sites.iter_mut().for_each(|site| site.steers = setting.steered);
         world.troubles();
         world.propose(setting);
         world
@@ -228,6 +249,9 @@ impl World {
                 self.course.virtual_s = self.now / SECOND;
                 let states: Vec<_> =
                     self.sites.iter().filter_map(Site::state).map(|s| &**s).collect();
+                let ends = states.iter().take(1).flat_map(|state| state.rounds().values());
+                let finished = ends.filter(|round| round.phase() == RoundPhase::Finished);
+                self.course.finished = finished.count() as u64;
                 return self.observer.ending(&states);
             }
             if self.now > last {
@@ -267,7 +291,7 @@ impl World {
                     return Ok(());
                 }
                 match message.answers() {
-                    Some(call) => self.at(to, |site, cx| site.answered(cx, call, &message)),
+                    Some(call) => self.at(to, |site, cx| site.hears(cx, from, call, &message)),
                     None => self.at(to, |site, cx| site.serve(cx, from, &message)),
                 }
             }
@@ -279,7 +303,10 @@ impl World {
             {
                 self.at(site, |site, cx| site.contribute(cx, round, visit, received).map(drop))
             }
-            Happening::Wake { .. } | Happening::Report { .. } => Ok(()),
+            Happening::Ask { site, boot, peer, turn } if self.sites[site].boot == boot => {
+                self.at(site, |site, cx| site.ask(cx, peer, turn))
+            }
+            Happening::Wake { .. } | Happening::Report { .. } | Happening::Ask { .. } => Ok(()),
             Happening::Operator { site } => {
                 let busy = self.sites[site].has_to_operate();
                 let pause = if busy { self.random.between(1, 20) * SECOND } else { 5 * MINUTE };
@@ -353,6 +380,7 @@ impl World {
             random: &mut self.random,
             observer: &mut self.observer,
             sites: &self.index,
+            collects: self.collects,
             troubled,
             sent: Vec::new(),
             later: Vec::new(),
