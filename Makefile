@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-python check build bench bench-learning bench-imaging bench-transfer bench-round clean-demo libtorch libtorch-cpu libtorch-cuda fmt clippy doc deny advisories unused provision-test fuzz
+.PHONY: help demo test simulate test-python check build bench bench-learning bench-imaging bench-transfer bench-round clean-demo libtorch libtorch-cpu libtorch-cuda fmt clippy doc deny advisories unused provision-test fuzz
 
 # Cargo has every core already, and what is timed must be alone.
 .NOTPARALLEL:
@@ -44,6 +44,11 @@ test: build provision-test ## Every test
 	  /SKIPPED [^ ]+: / { skipped++ } \
 	  /^test result:/ { suites++; passed += $$4; failed += $$6; ignored += $$8 } \
 	  END { printf "\n%d tests passed, %d failed, %d ignored, in %d programs, %d skipped parts\n", passed, failed, ignored, suites, skipped }'
+
+SCHEDULES ?= 100000
+
+simulate: ## SCHEDULES=100000 new seeded schedules of a round in virtual time (RONDO_SIM_SEED=7 runs that one)
+	RONDO_SIM_SCHEDULES=$(SCHEDULES) cargo test --locked -p rondo --lib simulator::tests::no_ -- --nocapture
 
 test-python: ## A Python for tests with model-signing and cryptography, once (then: export RONDO_TEST_PYTHON=…/test-venv/bin/python)
 	@if ! $(TEST_VENV)/bin/python -c 'import model_signing, cryptography' 2>/dev/null; then \

@@ -7,8 +7,8 @@
 //! works on its effects ([`worker`], or [`pull`] behind a firewall) in the order of the daemon: commit, adopt, act. What must always
 //! hold is in [`invariants`]; that it would be seen if it did not, is shown by every [`mutation`].
 //!
-//! `RONDO_SIM_SCHEDULES=100000 cargo test --release -p rondo --lib simulator -- --nocapture` runs so
-//! many new schedules; `RONDO_SIM_SEED=7` runs the one of that number.
+//! `make simulate` runs many new schedules, `RONDO_SIM_SEED=7 make simulate` the one of that number;
+//! `make test` runs new ones for 20 s.
 
 mod disk;
 mod federation;

@@ -245,7 +245,7 @@ impl World {
             self.now = at;
             self.course.steps += 1;
             self.happens(happening)?;
-            if healed && self.course.steps % 16 == 0 && self.is_over() {
+            if healed && self.course.steps.is_multiple_of(16) && self.is_over() {
                 self.course.virtual_s = self.now / SECOND;
                 let states: Vec<_> =
                     self.sites.iter().filter_map(Site::state).map(|s| &**s).collect();
