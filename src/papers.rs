@@ -312,14 +312,18 @@ impl Papers {
             return Err(malformed(&"it is not in the form that Rondo writes"));
         }
         let claimed = bundle.verification_material.public_key.hint;
-        let peer = roster.peers().find(|(_, peer)| hint(&peer.card.signing_key) == claimed);
-        let (signer, peer) = peer.ok_or(Error::SignerUnknown)?;
+        // What a site signed holds after it changed its keys.
+        let mut keys = roster
+            .peers()
+            .flat_map(|(site, peer)| peer.card.signing_keys().map(move |key| (site, peer, key)));
+        let (signer, peer, key) =
+            keys.find(|(_, _, key)| hint(key) == claimed).ok_or(Error::SignerUnknown)?;
         if peer.revoked {
             return Err(Error::SignerRevoked(signer.clone()));
         }
         let payload = bundle
             .dsse_envelope
-            .verify(STATEMENT_PAYLOAD, &peer.card.signing_key)
+            .verify(STATEMENT_PAYLOAD, key)
             .map_err(|_| Error::Signature(signer.clone()))?;
         let found: Statement = serde_json::from_slice(payload).map_err(|e| malformed(&e))?;
         let expected = Statement::of(&self.members(weights)?);
@@ -349,8 +353,8 @@ fn verify_receipts(receipts: &[Envelope], plan: &Plan, roster: &Roster) -> Resul
         if claimed.round != plan.round() || !plan.sites.contains(&claimed.site) {
             return Err(wrong("it belongs to another round".to_owned()));
         }
-        let card = roster.trusted(&claimed.site).map_err(|e| wrong(e.to_string()))?;
-        Receipt::open(envelope, &card.signing_key).map_err(|e| wrong(e.to_string()))?;
+        let key = roster.signing_key(&claimed.site, envelope).map_err(|e| wrong(e.to_string()))?;
+        Receipt::open(envelope, &key).map_err(|e| wrong(e.to_string()))?;
     }
     Ok(())
 }

@@ -150,3 +150,64 @@ fn each_departure_has_its_code() {
     wider.revoke(&made.plan.sites[0]).unwrap();
     assert_eq!(code(&made.papers, &wider), "passport-signer-revoked");
 }
+
+#[test]
+fn what_was_signed_before_a_renewal_of_keys_still_holds() {
+    let made = made();
+    let known = &made.cards[1];
+    let old = SiteCard::open(known).unwrap();
+    let young = key();
+    let next = trust::Keys { tls_key: Digest::of(b"next"), signing_key: young.public() };
+    let announced = SiteCard { valid_from: 101, next: Some(next), ..old.clone() };
+    let renewed = SiteCard {
+        valid_from: 102,
+        tls_key: next.tls_key,
+        signing_key: next.signing_key,
+        former: vec![old.signing_key],
+        ..old.clone()
+    };
+    let announced = announced.sign(&made.keys[1]).unwrap();
+    let renewed = renewed.sign(&young).unwrap();
+    let roster = |cards: &[&Envelope]| {
+        Roster::of(cards.iter().copied().chain([&made.cards[0]]).cloned()).unwrap()
+    };
+    let before = roster(&[known]);
+    let preparing = roster(&[known, &announced]);
+    let after = roster(&[known, &announced, &renewed]);
+
+    // Mid-round: receipts by the old key and the new one, exported with the new one.
+    let late = Receipt {
+        round: made.plan.round(),
+        site: made.plan.sites[1].clone(),
+        number: 3,
+        at: 6,
+        body: ReceiptBody::Contributed {
+            manifest: Passport::from_json(&made.papers.passport).unwrap().manifests[1].clone(),
+        },
+    };
+    let with = |signer: &SigningKey| {
+        let mut receipts = read_receipts(&made.papers.receipts).unwrap();
+        receipts.push(late.sign(signer).unwrap());
+        let unsigned = Papers {
+            receipts: receipts_json(&receipts),
+            cards: vec![renewed.to_json(), made.cards[0].to_json()],
+            signature: Vec::new(),
+            ..made.papers.clone()
+        };
+        unsigned.sign(Digest::of(&made.weights), &young).unwrap()
+    };
+    assert_eq!(code(&with(&key()), &after), "receipts-foreign", "a key that is nobody's");
+    assert_eq!(code(&with(&young), &before), "receipts-foreign", "a key that is not announced");
+    let mut stranger = with(&young);
+    stranger.signature = Vec::new();
+    let stranger = stranger.sign(Digest::of(&made.weights), &key()).unwrap();
+    assert_eq!(code(&stranger, &after), "model-signer-unknown");
+    for roster in [&preparing, &after] {
+        assert_eq!(code(&with(&young), roster), "accepted");
+        assert_eq!(code(&made.papers, roster), "accepted", "a file from before the renewal");
+    }
+
+    let mut revoked = after.clone();
+    revoked.revoke(&made.plan.sites[1]).unwrap();
+    assert_eq!(code(&made.papers, &revoked), "passport-signer-revoked");
+}
