@@ -122,11 +122,11 @@ pub enum What {
     },
     /// The daemon stopped in order.
     Stopped,
-    /// A site was added to the roster.
+    /// A site was added to the roster by an operator, or its renewed card was adopted by the daemon.
     PeerAdded {
         /// Its id.
         site: SiteId,
-        /// The fingerprint that was compared.
+        /// Of its keys: the operator compared it, or the card before vouched for it.
         fingerprint: String,
     },
     /// A site was revoked.

@@ -290,6 +290,11 @@ impl Audit {
         self.log(|log| log.append(who, what));
     }
 
+    /// Notes what the daemon did by itself.
+    pub async fn daemon(&self, what: What) {
+        self.note_aside(Who::Daemon, what).await;
+    }
+
     /// Notes what an operator did.
     pub async fn operator(&self, whom: Option<UdsConnectInfo>, what: What) {
         let credentials = whom.and_then(|info| info.peer_cred);
@@ -297,6 +302,11 @@ impl Audit {
             uid: credentials.as_ref().map(tokio::net::unix::UCred::uid),
             pid: credentials.as_ref().and_then(tokio::net::unix::UCred::pid),
         };
+        self.note_aside(who, what).await;
+    }
+
+    /// The disk blocks, so this is done where it holds nobody up.
+    async fn note_aside(&self, who: Who, what: What) {
         let this = self.clone();
         let _ = tokio::task::spawn_blocking(move || this.note(who, what)).await;
     }

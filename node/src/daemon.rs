@@ -60,6 +60,19 @@ pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+/// Does `work` to its end even if whoever waits for it goes away: what must follow a commit follows.
+///
+/// # Errors
+/// [`Error::Stopping`].
+pub async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(work).await.map_err(|e| match e.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Error::Stopping,
+    })
+}
+
 impl Daemon {
     /// Takes over journal and state, which already hold the site's own card. The thread ends, and
     /// with it the journal is closed in order, when the last handle is dropped.

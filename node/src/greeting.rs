@@ -3,11 +3,13 @@
 //! A greeting carries the signed card of both sides. A renewed card is adopted without anybody's
 //! doing where its keys are the known ones or those that the known card announced; nothing else is.
 
+use crate::audit::Audit;
 use crate::contacts::{self, Client, Contacts, connect};
-use crate::daemon::{Daemon, unix_now};
+use crate::daemon::{self, Daemon, to_the_end, unix_now};
 use crate::effects::call;
 use crate::identity::Own;
 use crate::ledger::Egress;
+use rondo::audit::What;
 use rondo::envelope::{ENVELOPE_MAX_BYTES, Envelope};
 use rondo::ids::{Digest, SiteId};
 use rondo::round::Event;
@@ -43,6 +45,8 @@ pub struct Greeter {
     pub contacts: Contacts,
     /// Counts what is sent.
     pub egress: Egress,
+    /// Where it is written down whose renewed card was adopted.
+    pub audit: Audit,
     /// For each peer, a day and how many cards were adopted in it.
     adopted: Arc<Mutex<BTreeMap<SiteId, (u64, u32)>>>,
 }
@@ -57,8 +61,8 @@ struct Greeted {
 impl Greeter {
     /// A greeter of the peers of `daemon`.
     #[must_use]
-    pub fn new(daemon: Daemon, own: Own, contacts: Contacts, egress: Egress) -> Self {
-        Self { daemon, own, contacts, egress, adopted: Arc::default() }
+    pub fn new(daemon: Daemon, own: Own, contacts: Contacts, egress: Egress, audit: Audit) -> Self {
+        Self { daemon, own, contacts, egress, audit, adopted: Arc::default() }
     }
 
     /// Greets every peer that can be reached, again and again, until dropped.
@@ -186,10 +190,16 @@ impl Greeter {
             return Err(format!("{CARDS_PER_DAY} cards of it were adopted today already"));
         }
         let fingerprint = card.fingerprint();
-        let event = Event::PeerAdded { card: signed };
-        self.daemon.adopt(event).await.map_err(|e| e.to_string())?;
-        tracing::info!(peer = %site, fingerprint, "renewed card adopted");
-        Ok(())
+        tracing::info!(peer = %site, fingerprint, "adopting its renewed card");
+        let (daemon, audit) = (self.daemon.clone(), self.audit.clone());
+        let what = What::PeerAdded { site: site.clone(), fingerprint };
+        // The peer may hang up, or be too slow for a greeting; what was adopted is written down.
+        let adopted = to_the_end(async move {
+            daemon.adopt(Event::PeerAdded { card: signed }).await?;
+            audit.daemon(what).await;
+            Ok::<_, daemon::Error>(())
+        });
+        adopted.await.and_then(|done| done).map_err(|e| e.to_string())
     }
 
     fn may_adopt(&self, site: &SiteId) -> bool {

@@ -391,7 +391,8 @@ async fn live(
         })?),
         None => None,
     };
-    let greeter = Greeter::new(daemon.clone(), own.clone(), contacts.clone(), egress.clone());
+    let greeter =
+        Greeter::new(daemon.clone(), own.clone(), contacts.clone(), egress.clone(), audit.clone());
     let paces = Paces::new(config.peers.clone(), around.policy.rate_mbit_s);
     let peers = PeerService::new(store.clone(), greeter.clone(), paces.clone(), around.policy);
     let [control_socket, trainer_socket] = around.sockets.map(tokio::net::UnixListener::from_std);

@@ -5,7 +5,7 @@ use super::refused;
 use crate::audit::Audit;
 use crate::boundary::FileAccess;
 use crate::contacts::{Contacts, Reached, reach};
-use crate::daemon::{Daemon, unix_now};
+use crate::daemon::{self, Daemon, to_the_end, unix_now};
 use crate::expiry;
 use crate::greeting::Greeter;
 use crate::identity::{VALID_DAYS, VALID_DAYS_MAX};
@@ -83,6 +83,22 @@ impl ControlService {
         Ok(view)
     }
 
+    /// Does `work`, and writes down that an operator did `what`, even if that one goes away meanwhile.
+    async fn commit(
+        &self,
+        whom: Option<UdsConnectInfo>,
+        what: What,
+        work: impl Future<Output = Result<(), daemon::Error>> + Send + 'static,
+    ) -> Result<(), Status> {
+        let audit = self.audit.clone();
+        let done = to_the_end(async move {
+            work.await?;
+            audit.operator(whom, what).await;
+            Ok::<_, daemon::Error>(())
+        });
+        Ok(done.await??)
+    }
+
     async fn tell(
         &self,
         request: Request<RoundRequest>,
@@ -105,8 +121,9 @@ impl ControlService {
             self.let_out(&round.plan, Some(id))?;
         }
         if !done {
-            self.daemon.tell(id, body).await?;
-            self.audit.operator(whom, what(id)).await;
+            let daemon = self.daemon.clone();
+            let told = async move { daemon.tell(id, body).await.map(drop) };
+            self.commit(whom, what(id), told).await?;
         }
         Ok(Response::new(self.view(&self.daemon.state(), id)?))
     }
@@ -335,10 +352,11 @@ impl Control for ControlService {
             let text = format!("a newer card of {} is in the roster already", opened.site);
             return Err(Status::failed_precondition(text));
         }
-        self.daemon.adopt(Event::PeerAdded { card }).await?;
+        let what = What::PeerAdded { site: opened.site.clone(), fingerprint: found.clone() };
+        let daemon = self.daemon.clone();
+        let adopted = async move { daemon.adopt(Event::PeerAdded { card }).await };
+        self.commit(whom, what, adopted).await?;
         tracing::info!(peer = %opened.site, fingerprint = found, "peer added");
-        let what = What::PeerAdded { site: opened.site.clone(), fingerprint: found };
-        self.audit.operator(whom, what).await;
         self.known_peer(&opened.site).map(Response::new)
     }
 
@@ -350,9 +368,11 @@ impl Control for ControlService {
         let site = site_id(&request.into_inner().site)?;
         let known = self.known_peer(&site)?;
         if !known.revoked {
-            self.daemon.adopt(Event::PeerRevoked { site: site.clone() }).await?;
+            let what = What::PeerRevoked { site: site.clone() };
+            let (daemon, revoked) =
+                (self.daemon.clone(), Event::PeerRevoked { site: site.clone() });
+            self.commit(whom, what, async move { daemon.adopt(revoked).await }).await?;
             tracing::info!(peer = %site, "peer revoked");
-            self.audit.operator(whom, What::PeerRevoked { site: site.clone() }).await;
         }
         self.known_peer(&site).map(Response::new)
     }
@@ -407,21 +427,23 @@ impl Control for ControlService {
                 return Err(Status::invalid_argument("it is not said what to renew"));
             }
         };
-        let renewed = self.renewal.renew(step, days).await.map_err(|e| match e {
+        // Keys and card on the disk, in the journal and in force change together.
+        let (renewal, audit) = (self.renewal.clone(), self.audit.clone());
+        let renewed = to_the_end(async move {
+            let renewed = renewal.renew(step, days).await?;
+            let fingerprint = renewed.own.fingerprint();
+            let next_fingerprint = renewed.own.next_fingerprint();
+            audit.operator(whom, What::SiteRenewed { fingerprint, next_fingerprint }).await;
+            Ok(renewed)
+        });
+        let renewed = renewed.await?.map_err(|e| match e {
             renewal::Error::Journal(e) => e.into(),
             e => Status::failed_precondition(e.to_string()),
         })?;
-        let fingerprint = renewed.own.fingerprint();
-        let next_fingerprint = renewed.own.next_fingerprint();
-        let what = What::SiteRenewed {
-            fingerprint: fingerprint.clone(),
-            next_fingerprint: next_fingerprint.clone(),
-        };
-        self.audit.operator(whom, what).await;
         Ok(Response::new(RenewalView {
             site: renewed.own.site.to_string(),
-            fingerprint,
-            next_fingerprint: next_fingerprint.unwrap_or_default(),
+            fingerprint: renewed.own.fingerprint(),
+            next_fingerprint: renewed.own.next_fingerprint().unwrap_or_default(),
             valid_until: renewed.own.valid_until,
             waiting_for: self.renewal.waiting_for().iter().map(ToString::to_string).collect(),
             card: renewed.card.to_json(),
@@ -445,11 +467,14 @@ impl Control for ControlService {
         self.let_out(&plan, None)?;
         let id = plan.round();
         let plan = String::from_utf8(plan.canonical()).unwrap_or_default();
-        self.daemon.tell(id, ReceiptBody::Proposed { plan }).await?;
-        // Who proposes a plan agrees to it.
-        self.daemon.tell(id, ReceiptBody::Approved).await?;
+        let daemon = self.daemon.clone();
+        let proposed = async move {
+            daemon.tell(id, ReceiptBody::Proposed { plan }).await?;
+            // Who proposes a plan agrees to it.
+            daemon.tell(id, ReceiptBody::Approved).await.map(drop)
+        };
+        self.commit(whom, What::RoundProposed { round: id }, proposed).await?;
         tracing::info!(round = id.short(), "round proposed");
-        self.audit.operator(whom, What::RoundProposed { round: id }).await;
         Ok(Response::new(self.view(&self.daemon.state(), id)?))
     }
 
@@ -504,10 +529,14 @@ impl Control for ControlService {
         let said = round
             .recovery(self.daemon.site(), without.as_ref())
             .map_err(|e| Status::failed_precondition(e.to_string()))?;
-        for (visit, reason) in said {
-            self.daemon.tell(id, ReceiptBody::Passed { visit, reason }).await?;
-        }
-        self.audit.operator(whom, What::RoundRecovered { round: id, without }).await;
+        let daemon = self.daemon.clone();
+        let work = async move {
+            for (visit, reason) in said {
+                daemon.tell(id, ReceiptBody::Passed { visit, reason }).await?;
+            }
+            Ok(())
+        };
+        self.commit(whom, What::RoundRecovered { round: id, without }, work).await?;
         Ok(Response::new(self.view(&self.daemon.state(), id)?))
     }
 
@@ -534,13 +563,18 @@ impl Control for ControlService {
             Some(kept) if !kept.released => outbound.release(id, visit).map(|_| Some(true)),
             kept => Ok(kept.map(|_| false)),
         };
-        let done = spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))?;
-        match done.map_err(failed)? {
-            Some(true) => {
+        let audit = self.audit.clone();
+        let done = to_the_end(async move {
+            let done = spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))?;
+            let done = done.map_err(failed)?;
+            if done == Some(true) {
                 tracing::info!(round = id.short(), visit = visit.0, "released by the operator");
-                self.audit.operator(whom, What::ContributionReleased { round: id, visit }).await;
+                audit.operator(whom, What::ContributionReleased { round: id, visit }).await;
             }
-            Some(false) => {}
+            Ok::<_, Status>(done)
+        });
+        match done.await?? {
+            Some(_) => {}
             None => {
                 return Err(Status::failed_precondition(format!(
                     "no result of visit {visit} of this round waits here; `rondo round show` says which one does"
@@ -646,12 +680,16 @@ impl Control for ControlService {
         request: Request<Streaming<ModelPart>>,
     ) -> Result<Response<ModelView>, Status> {
         let whom = whom(&request);
-        let model = self.import(request.into_inner()).await?;
-        // Receipts alone name no model.
-        if let Ok(weights) = model.weights.parse() {
-            self.audit.operator(whom, What::ModelImported { weights }).await;
-        }
-        Ok(Response::new(model))
+        let (this, parts) = (self.clone(), request.into_inner());
+        let imported = to_the_end(async move {
+            let model = this.import(parts).await?;
+            // Receipts alone name no model.
+            if let Ok(weights) = model.weights.parse() {
+                this.audit.operator(whom, What::ModelImported { weights }).await;
+            }
+            Ok::<_, Status>(model)
+        });
+        imported.await?.map(Response::new)
     }
 
     async fn export_round(
