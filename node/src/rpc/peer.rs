@@ -65,7 +65,8 @@ impl PeerService {
     }
 
     /// Whether `caller` may hand the checkpoint of `visit` to this site. Before its manifest is known
-    /// here, what follows it in the plan tells, and `passes`: that visits after it were passed over.
+    /// here, what follows it in the plan tells. With `passes` it may be that visits after it were passed
+    /// over, and this site has not heard of it.
     fn may_hand_over(
         &self,
         caller: &SiteId,
@@ -90,8 +91,9 @@ impl PeerService {
         let next = round.visit(visit.next());
         let planned = last || next.is_some_and(|v| v.site == *own || !v.passed.is_empty());
         let ours = match round.manifest(visit) {
+            _ if passes => true,
             Some(_) => round.recipients(visit).any(|site| site == own),
-            None => planned || passes,
+            None => planned,
         };
         if !its_turn || !ours {
             return Err(Reason::NotItsTurn.because("this visit is not handed from there to here"));
@@ -261,7 +263,7 @@ impl PeerService {
         for manifest in passport.manifests {
             self.daemon.adopt(Event::Manifest { round: id, manifest }).await?;
         }
-        self.may_hand_over(from, id, number, passes)?;
+        self.may_hand_over(from, id, number, false)?;
         let _claim = claimed(&self.receiving, (id, number))?;
         match self.answer(id, number).await? {
             Ok(answer) => Ok(answer),
