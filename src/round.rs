@@ -9,6 +9,7 @@ mod course;
 mod custody;
 mod effect;
 mod event;
+pub mod figures;
 pub mod receipt;
 pub mod recover;
 mod state;
@@ -20,6 +21,8 @@ pub use receipt::{PassReason, Receipt, ReceiptBody, RefusalReason, StallReason};
 pub use state::{Imported, Round, RoundPhase, SiteState, Visit, VisitPhase};
 pub use step::{IMPORTED_MAX, OPEN_ROUNDS_MAX, PROPOSALS_MAX, Refusal, UNAPPROVED_MAX, step};
 
+#[cfg(test)]
+mod bad_tests;
 #[cfg(test)]
 mod pass_tests;
 #[cfg(test)]

@@ -48,6 +48,8 @@ impl Round {
         let open = |v: &&Visit| v.number >= after && v.passed.is_empty();
         self.turn = self.visits.iter().find(open).map(|v| v.number);
         self.tip = tip;
+        let ended = self.turn.is_none() && self.plan.share_best;
+        self.best = if ended { self.best_of_course() } else { None };
     }
 
     /// Whether a checkpoint is the round's last and every site has it: too late to pass it over.
@@ -87,15 +89,21 @@ impl Round {
     }
 
     /// Sites that a visit's checkpoint must reach: that of the next visit that stands or whose turn it
-    /// is; after the last one every other site that is not lost.
+    /// is; after the last one every other site that is not lost. Those also get the best one if the plan
+    /// shares it, after the last one.
     pub fn recipients(&self, visit: VisitNo) -> impl Iterator<Item = &SiteId> {
         let made = self.visit(visit).filter(|v| v.stands);
         let next = self.visits.iter().skip(visit.0 as usize).find(|v| v.stands);
         let next = next.or(self.turn()).map(|v| &v.site);
-        let result = self.turn.is_none() && self.tip == Some(visit);
+        let (tip, ended) = (self.tip(), self.turn.is_none());
+        let result = move |s: &SiteId| {
+            let last = self.tip == Some(visit);
+            let best = self.best == Some(visit) && tip.is_some_and(|tip| tip.is_at(s));
+            (last || best) && !self.is_out(s)
+        };
         let other = move |s: &&SiteId| made.is_some_and(|v| v.site != **s);
         let sites = self.plan.sites.iter().filter(other);
-        sites.filter(move |s| if result { !self.is_out(s) } else { Some(*s) == next })
+        sites.filter(move |s| if ended { result(s) } else { Some(*s) == next })
     }
 
     /// The visits that `site` has to pass over so that the round goes on after `visit` from its own last

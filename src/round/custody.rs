@@ -10,7 +10,9 @@ impl SiteState {
     pub fn kept(&self) -> BTreeSet<Digest> {
         let of_round = |round: &Round| -> Vec<Digest> {
             if round.phase().is_over() {
-                round.tip().and_then(super::Visit::weights).into_iter().collect()
+                let (last, best) = round.results();
+                let kept = [round.tip().map(|visit| visit.number), last, best];
+                kept.into_iter().flatten().filter_map(|n| round.visit(n)?.weights()).collect()
             } else {
                 round.weights().chain(round.start_weights()).collect()
             }

@@ -39,7 +39,7 @@ pub enum RoundPhase {
     Approved,
     /// Under way.
     Running,
-    /// Every visit contributed and every site has the final model.
+    /// Every visit is done and every site has the final model, and the best one if the plan shares it.
     Finished,
     /// A site ended it before that.
     Aborted,
@@ -144,6 +144,7 @@ pub struct Round {
     pub waits_since: u64,
     pub(super) tip: Option<VisitNo>,
     pub(super) turn: Option<VisitNo>,
+    pub(super) best: Option<VisitNo>,
 }
 
 impl SiteState {
@@ -217,6 +218,7 @@ impl Round {
             waits_since: 0,
             tip: None,
             turn: Some(VisitNo::FIRST),
+            best: None,
         }
     }
 
@@ -239,7 +241,8 @@ impl Round {
 
     fn is_complete(&self) -> bool {
         let done = |v: &Visit| self.recipients(v.number).all(|to| v.is_held_by(to));
-        self.turn.is_none() && self.tip().is_some_and(done)
+        let best = self.best.and_then(|n| self.visit(n));
+        self.turn.is_none() && self.tip().is_some_and(done) && best.is_none_or(done)
     }
 
     /// Where a visit stands.

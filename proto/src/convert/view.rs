@@ -1,8 +1,12 @@
 //! What an operator sees of a round.
 
-use crate::control::{GateRefusalView, HopView, RoundPhase, RoundView, VisitPhase, VisitView};
-use rondo::ids::{RoundId, SiteId};
+use crate::control::{
+    FigureView, GateRefusalView, HopView, RetentionView, RoundPhase, RoundView, VisitPhase,
+    VisitView,
+};
+use rondo::ids::{RoundId, SiteId, VisitNo};
 use rondo::manifest::Manifest;
+use rondo::round::figures::Retention;
 use rondo::round::{self, PassReason, RefusalReason, Round, StallReason, Visit};
 use std::collections::BTreeSet;
 
@@ -18,6 +22,11 @@ pub fn round_view(id: RoundId, round: &Round) -> RoundView {
         round::RoundPhase::Aborted => RoundPhase::Aborted,
     };
     let names = |sites: &BTreeSet<SiteId>| sites.iter().map(SiteId::to_string).collect();
+    let (last, best) = round.results();
+    let weights = |visit: Option<VisitNo>| {
+        let digest = visit.and_then(|n| round.visit(n)?.weights());
+        digest.map(|d| d.to_string()).unwrap_or_default()
+    };
     RoundView {
         round: id.to_string(),
         name: plan.name.clone(),
@@ -31,6 +40,19 @@ pub fn round_view(id: RoundId, round: &Round) -> RoundView {
         progress: None,
         paused_by: names(&round.paused),
         aborted_by: names(&round.aborted),
+        final_weights: weights(last),
+        best_weights: weights(best),
+        retention: round.retention().into_iter().map(retention_view).collect(),
+    }
+}
+
+fn retention_view(r: Retention) -> RetentionView {
+    let figure = |(visit, dice): (VisitNo, f64)| FigureView { visit: visit.0, dice };
+    RetentionView {
+        site: r.site.to_string(),
+        figures: r.figures.into_iter().map(figure).collect(),
+        forgetting: r.forgetting,
+        backward_transfer: r.backward_transfer,
     }
 }
 

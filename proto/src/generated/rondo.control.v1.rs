@@ -168,6 +168,37 @@ pub struct RoundView {
     pub paused_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "12")]
     pub aborted_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Digests of the last and of the best model, once every visit is done; empty before. The best has the
+    /// highest mean of its figures in `retention`.
+    #[prost(string, tag = "13")]
+    pub final_weights: ::prost::alloc::string::String,
+    #[prost(string, tag = "14")]
+    pub best_weights: ::prost::alloc::string::String,
+    /// The columns of the retention matrix, a site each.
+    #[prost(message, repeated, tag = "15")]
+    pub retention: ::prost::alloc::vec::Vec<RetentionView>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RetentionView {
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+    /// Validation Dice of the models that came by.
+    #[prost(message, repeated, tag = "2")]
+    pub figures: ::prost::alloc::vec::Vec<FigureView>,
+    /// Best earlier figure less the last one.
+    #[prost(double, optional, tag = "3")]
+    pub forgetting: ::core::option::Option<f64>,
+    /// Last figure less the one right after the site's own last training before it.
+    #[prost(double, optional, tag = "4")]
+    pub backward_transfer: ::core::option::Option<f64>,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct FigureView {
+    /// Visit that made the model.
+    #[prost(uint32, tag = "1")]
+    pub visit: u32,
+    #[prost(double, tag = "2")]
+    pub dice: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct VisitView {

@@ -1,7 +1,9 @@
 //! Rounds and their visits.
 
 use super::{bytes, figure, short, span, table};
-use rondo_proto::control::{ProgressView, RoundPhase, RoundView, VisitPhase, VisitView};
+use rondo_proto::control::{
+    FigureView, ProgressView, RetentionView, RoundPhase, RoundView, VisitPhase, VisitView,
+};
 use serde_json::{Value, json};
 
 pub(crate) fn round_phase(phase: RoundPhase) -> &'static str {
@@ -41,7 +43,46 @@ pub(crate) fn round_json(round: &RoundView) -> Value {
         "progress": round.progress.as_ref().map(progress_json),
         "paused_by": round.paused_by,
         "aborted_by": round.aborted_by,
+        "final": (!round.final_weights.is_empty()).then_some(&round.final_weights),
+        "best": (!round.best_weights.is_empty()).then_some(&round.best_weights),
+        "retention": round.retention.iter().map(retention_json).collect::<Vec<_>>(),
     })
+}
+
+fn retention_json(r: &RetentionView) -> Value {
+    let figure = |f: &FigureView| json!({"visit": f.visit, "dice": f.dice});
+    json!({
+        "site": r.site,
+        "figures": r.figures.iter().map(figure).collect::<Vec<_>>(),
+        "forgetting": r.forgetting,
+        "backward_transfer": r.backward_transfer,
+    })
+}
+
+/// Whose model, validated where: a row for each visit, a column for each site.
+fn retention_table(round: &RoundView) -> String {
+    let head: Vec<&str> =
+        ["model of", ""].into_iter().chain(round.sites.iter().map(String::as_str)).collect();
+    let cell = |r: &RetentionView, visit: u32| {
+        figure(r.figures.iter().find(|f| f.visit == visit).map(|f| f.dice), 3)
+    };
+    let of = |site: &String| round.retention.iter().find(|r| r.site == *site);
+    let row = |label: [String; 2], value: &dyn Fn(&RetentionView) -> String| -> Vec<String> {
+        let cells = round.sites.iter().map(|site| of(site).map(value).unwrap_or_default());
+        label.into_iter().chain(cells).collect()
+    };
+    let made = round
+        .visits
+        .iter()
+        .filter(|v| round.retention.iter().any(|r| r.figures.iter().any(|f| f.visit == v.visit)));
+    let visits =
+        made.map(|v| row([format!("visit {}", v.visit), v.site.clone()], &|r| cell(r, v.visit)));
+    let mut rows: Vec<Vec<String>> = visits.collect();
+    rows.push(row(["forgetting".to_owned(), String::new()], &|r| figure(r.forgetting, 3)));
+    let transfer = ["backward transfer".to_owned(), String::new()];
+    rows.push(row(transfer, &|r| figure(r.backward_transfer, 3)));
+    let numbers: Vec<usize> = (2..head.len()).collect();
+    table(&head, &numbers, rows)
 }
 
 pub(crate) fn visit_json(v: &VisitView) -> Value {
@@ -105,6 +146,19 @@ pub(crate) fn round_text(round: &RoundView) -> String {
         approvals.join(", "),
         visits_table(&round.visits),
     );
+    if round.retention.iter().any(|r| !r.figures.is_empty()) {
+        text.push_str(&format!(
+            "\nvalidation Dice of each model at each site\n{}",
+            retention_table(round)
+        ));
+    }
+    for (what, weights) in
+        [("final model", &round.final_weights), ("best model", &round.best_weights)]
+    {
+        if !weights.is_empty() {
+            text.push_str(&format!("\n{what:<11} {weights}"));
+        }
+    }
     for (what, sites) in [("paused", &round.paused_by), ("aborted", &round.aborted_by)] {
         if !sites.is_empty() {
             text.push_str(&format!("\n{what} by {}", sites.join(", ")));
