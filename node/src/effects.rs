@@ -9,7 +9,7 @@ use crate::ledger::Egress;
 use crate::outbound::{Outbound, Ready};
 use crate::pace::{Held as Waits, Paces, last_patience};
 use crate::release::Release;
-use crate::rpc::peer::BATCH_MAX;
+use crate::rpc::peer::{BATCH_BYTES, BATCH_MAX};
 use crate::store::Store;
 use crate::trainer::{Assignment, Failure, Trained, TrainerHub};
 use rondo::envelope::Envelope;
@@ -192,8 +192,14 @@ impl Workers {
             let state = self.daemon.state();
             let told = state.rounds().get(&round).and_then(|r| r.receipts.get(self.daemon.site()));
             let skip = from.saturating_sub(1) as usize;
-            let batch =
-                told.into_iter().flatten().skip(skip).take(BATCH_MAX).map(Envelope::to_json);
+            let mut bytes = 0;
+            let fits = |receipt: &Vec<u8>| {
+                let fits = bytes < BATCH_BYTES;
+                bytes += receipt.len();
+                fits
+            };
+            let rest = told.into_iter().flatten().skip(skip).take(BATCH_MAX);
+            let batch = rest.map(Envelope::to_json).take_while(fits);
             let batch =
                 ReceiptBatch { round: round.as_bytes().to_vec(), receipts: batch.collect() };
             let outcome = async {

@@ -22,6 +22,7 @@ pub mod expiry;
 pub mod gate;
 pub mod greeting;
 pub mod identity;
+pub mod intake;
 pub mod journal;
 pub mod ledger;
 pub mod listen;

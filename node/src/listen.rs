@@ -4,6 +4,7 @@ use crate::connection::{Place, Places, Trusted};
 use crate::contacts::{
     CONNECTION_WINDOW, FRAME_BYTES, KEEP_ALIVE, KEEP_ALIVE_PATIENCE, STREAM_WINDOW,
 };
+use crate::intake::Budget;
 use crate::ledger::Egress;
 use crate::ledger::calls::{Answers, Line};
 use crate::ledger::meter::{Meter, Metered, Side};
@@ -108,7 +109,8 @@ pub async fn peers(
     egress: Egress,
 ) -> Result<(), tonic::transport::Error> {
     let (ready, connections) = mpsc::channel(HANDSHAKES_MAX);
-    let answers = Answers { refusals: refusals.clone(), states: states.clone() };
+    let answers =
+        Answers { refusals: refusals.clone(), states: states.clone(), budget: Budget::default() };
     let door = Door {
         acceptor: TlsAcceptor::from(Arc::new(tls)),
         states,

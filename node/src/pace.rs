@@ -11,11 +11,13 @@ use rondo::transfer::CHUNK_MIN_BYTES;
 use rondo_proto::peer::Chunk;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_stream::{Stream, StreamExt as _};
 
 /// A flow of which nothing moves for this long is dead.
@@ -73,6 +75,35 @@ impl Patience {
         self.moved += bytes as u64;
         if self.moved >= FLOW_BYTES {
             *self = Self::default();
+        }
+    }
+}
+
+/// As [`Patience`], where nobody can wait: the clock runs from the first look on.
+#[derive(Debug)]
+pub struct Alarm {
+    rings: Pin<Box<Sleep>>,
+    moved: u64,
+}
+
+impl Default for Alarm {
+    fn default() -> Self {
+        Self { rings: Box::pin(sleep_until(Instant::now() + patience(FLOW_BYTES))), moved: 0 }
+    }
+}
+
+impl Alarm {
+    /// How long all patience was, once it is used up.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        self.rings.as_mut().poll(cx).map(|()| patience(FLOW_BYTES))
+    }
+
+    /// Notes that `bytes` passed; patience begins anew with enough of them.
+    pub fn moved(&mut self, bytes: usize) {
+        self.moved += bytes as u64;
+        if self.moved >= FLOW_BYTES {
+            self.moved = 0;
+            self.rings.as_mut().reset(Instant::now() + patience(FLOW_BYTES));
         }
     }
 }
@@ -440,6 +471,19 @@ mod tests {
         flow.moved(usize::try_from(FLOW_BYTES).unwrap() - 64);
         assert_eq!((flow.left, flow.moved), (patience(FLOW_BYTES), 0));
         assert_eq!(flow.wait(step()).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn an_alarm_rings_over_a_drip_and_not_over_a_flow() {
+        let soon = Duration::from_millis(300);
+        let begun = Instant::now();
+        let mut drip = Alarm { rings: Box::pin(sleep_until(begun + soon)), moved: 0 };
+        drip.moved(64);
+        assert_eq!(std::future::poll_fn(|cx| drip.poll(cx)).await, patience(FLOW_BYTES));
+        assert!(begun.elapsed() >= soon);
+        drip.moved(usize::try_from(FLOW_BYTES).unwrap() - 64);
+        let flow = std::future::poll_fn(|cx| drip.poll(cx));
+        assert!(timeout(soon, flow).await.is_err());
     }
 
     #[test]

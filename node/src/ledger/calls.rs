@@ -1,7 +1,8 @@
-//! Around every call, here and there: bodies are counted for their message and round, and what was
-//! refused is given a reason, logged and counted. No handler has to think of either.
+//! Around every call, here and there: bodies are bounded, and counted for their message and round, and
+//! what was refused is given a reason, logged and counted. No handler has to think of any of it.
 
 use super::meter::Meter;
+use crate::intake::{Budget, Intake};
 use crate::reason::{Reason, Refusals};
 use crate::tls::{Caller, States};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -166,17 +167,22 @@ impl<S> Calling<S> {
     }
 }
 
-impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for Calling<S> {
+impl<S> Service<http::Request<Body>> for Calling<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+{
     type Response = S::Response;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> S::Future {
-        let kind = format!("{}.request", call_name(request.uri().path())).into();
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let call = call_name(request.uri().path()).to_owned();
+        let kind = format!("{call}.request").into();
         let mut finder = Finder::default();
         let meter = self.meter.clone();
         let request = request.map(|inner| {
@@ -191,7 +197,10 @@ impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for Calling<S
                 refused: None,
             })
         });
-        self.inner.call(request)
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            Ok(answer.await?.map(|inner| Body::new(Intake::of_answer(inner, &call))))
+        })
     }
 }
 
@@ -211,6 +220,8 @@ pub struct Answers {
     pub refusals: Refusals,
     /// Rounds that may be named.
     pub states: States,
+    /// What requests may hold of this site's memory.
+    pub budget: Budget,
 }
 
 impl<S> Layer<S> for Answers {
@@ -248,12 +259,16 @@ where
         let call = call_name(request.uri().path()).to_owned();
         let found = Arc::new(OnceLock::new());
         let heard = found.clone();
-        let request = request
-            .map(|inner| Body::new(Heard { inner, finder: Finder::default(), found: heard }));
+        let load = line.as_ref().map(|line| self.around.budget.of(&line.caller.0));
+        let request = request.map(|inner| {
+            let inner = Body::new(Intake::of_request(inner, &call, load.clone()));
+            Body::new(Heard { inner, finder: Finder::default(), found: heard })
+        });
         let around = self.around.clone();
         let answer = self.inner.call(request);
         Box::pin(async move {
             let response = answer.await?;
+            drop(load);
             let site = line.as_ref().map(|line| line.caller.0.clone());
             let response = judged(response, &around.refusals, site.as_ref(), &call);
             let Some(Line { meter, .. }) = line else { return Ok(response) };

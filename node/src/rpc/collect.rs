@@ -8,8 +8,10 @@ use crate::reason::Reason;
 use crate::release::{self, Release};
 use rondo::envelope::Envelope;
 use rondo::ids::{RoundId, SiteId, VisitNo};
+use rondo::passport::PASSPORT_MAX_BYTES;
 use rondo::round::{Effect, Event, Refusal, SiteState};
 use rondo::transfer::CHUNKS_MAX;
+use rondo_proto::MESSAGE_MAX_BYTES;
 use rondo_proto::convert::{digest, visit};
 use rondo_proto::peer::{Chunk, Collected, FetchChunksRequest, Having, ReceiptBatch, Wanted};
 use std::collections::BTreeMap;
@@ -24,7 +26,10 @@ pub const COLLECT_PATIENCE: Duration = Duration::from_secs(25);
 /// Rounds that a caller may name in one call.
 pub const HAVING_MAX: usize = 1024;
 /// Bytes after which an answer takes no further receipt or offer; what is left comes with the next.
-const COLLECTED_BYTES: usize = 8 * 1024 * 1024;
+const COLLECTED_BYTES: usize = 2 * 1024 * 1024;
+/// Largest answer: the last that is taken may be the longest passport.
+pub const COLLECTED_MAX_BYTES: usize = MESSAGE_MAX_BYTES;
+const _: () = assert!(COLLECTED_BYTES + PASSPORT_MAX_BYTES < COLLECTED_MAX_BYTES);
 
 impl PeerService {
     /// Notes what `caller` has of this site's receipts.

@@ -29,6 +29,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Receipts that one call may bring.
 pub const BATCH_MAX: usize = 256;
+/// Bytes after which a call takes no further receipt: there may be a manifest in each.
+pub const BATCH_BYTES: usize = 512 * 1024;
 
 /// The peer service of a site.
 #[derive(Clone)]
