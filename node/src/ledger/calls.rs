@@ -117,7 +117,7 @@ impl HttpBody for Told {
                     && self.message.is_none()
                 {
                     let round = (self.round)(data);
-                    self.message = Some(self.meter.begin(round, self.kind.clone()));
+                    self.message = Some(self.meter.begin(round, self.kind.clone(), data));
                 }
                 if let Some(trailers) = frame.trailers_ref() {
                     self.ended = true;
