@@ -17,6 +17,8 @@ pub const QUARANTINE: &str = "quarantine";
 /// How often the rules are applied.
 const PACE: Duration = Duration::from_secs(6 * 3600);
 const DAY_S: u64 = 86_400;
+/// How long a part lies here that no round wants: an import may have been broken off by a crash.
+const UNWANTED_DAYS: u64 = 7;
 
 /// What a check of the store found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -101,7 +103,8 @@ pub async fn run(store: Store, daemon: Daemon, keep_days: Option<u32>) {
     }
 }
 
-/// Removes parts of rounds that are over and, after `keep_days`, the checkpoints of rounds that are over but
+/// Removes parts of rounds that are over, parts that no round wants and nothing came to for
+/// [`UNWANTED_DAYS`], and, after `keep_days`, the checkpoints of rounds that are over but
 /// for the last of each. What was removed of the latter.
 fn tidy(
     store: &Store,
@@ -116,9 +119,12 @@ fn tidy(
         .flat_map(Round::weights)
         .filter(|digest| !kept.contains(digest))
         .collect();
+    let referenced = referenced(state);
     for path in files(&store.folder().join("incoming"))? {
         // Beside a part may lie the record of what of it is safe on disk.
-        if transfer_object(&path).is_some_and(|digest| over.contains(&digest)) {
+        let Some(digest) = transfer_object(&path) else { continue };
+        let unwanted = !referenced.contains(&digest) && age(&path, now)? > UNWANTED_DAYS * DAY_S;
+        if over.contains(&digest) || unwanted {
             fs::remove_file(&path).map_err(|e| failed("removing", &path, e))?;
         }
     }
@@ -126,14 +132,18 @@ fn tidy(
     let mut removed = Vec::new();
     for path in files(&store.folder().join("checkpoints"))? {
         let Some(digest) = named(&path).filter(|digest| over.contains(digest)) else { continue };
-        let metadata = fs::metadata(&path).map_err(|e| failed("reading", &path, e))?;
-        let age = now.saturating_sub(u64::try_from(metadata.mtime()).unwrap_or(now));
-        if age > u64::from(days) * DAY_S {
+        if age(&path, now)? > u64::from(days) * DAY_S {
             fs::remove_file(&path).map_err(|e| failed("removing", &path, e))?;
             removed.push(digest);
         }
     }
     Ok(removed)
+}
+
+/// Seconds since a file was written last.
+fn age(path: &Path, now: u64) -> Result<u64, store::Error> {
+    let metadata = fs::metadata(path).map_err(|e| failed("reading", path, e))?;
+    Ok(now.saturating_sub(u64::try_from(metadata.mtime()).unwrap_or(now)))
 }
 
 /// Checkpoints that some round or import names.
@@ -188,4 +198,32 @@ pub(crate) fn set_aside(folder: &Path, path: &Path, name: &str) -> Result<(), st
     let free = (0_u32..).map(|n| quarantine.join(format!("{name}.{n}"))).find(|p| !p.exists());
     let place = free.unwrap_or_else(|| quarantine.join(name));
     durable::rename(path, &place).map_err(|e| failed("moving aside", path, e))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::durable::Mode;
+    use std::time::SystemTime;
+
+    #[test]
+    fn parts_that_nobody_wants_go_after_their_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let (now, days) = (unix_now(), |n: u64| Duration::from_secs(n * DAY_S));
+        let part = |name: &str, old: u64| {
+            let digest = Digest::of(name.as_bytes());
+            let path = folder.path().join(format!("incoming/{digest}-{digest}{name}"));
+            durable::write(&path, b"a part", Mode::Private).unwrap();
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::now() - days(old)).unwrap();
+            path
+        };
+        let fresh = [part("", UNWANTED_DAYS - 1), part(".received", 0)];
+        let stale = [part("a", UNWANTED_DAYS + 1), part("b.received", UNWANTED_DAYS + 1)];
+        assert!(tidy(&store, &SiteState::default(), None, now).unwrap().is_empty());
+        assert!(fresh.iter().all(|path| path.exists()));
+        assert!(stale.iter().all(|path| !path.exists()));
+    }
 }

@@ -41,8 +41,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 /// Bytes of weights in one message of an export.
 pub(super) const PART_BYTES: usize = 256 * 1024;
-/// Messages between the disk and the operator.
-const PARTS_AHEAD: usize = 8;
+/// Messages between the disk and the operator, in either direction.
+pub(super) const PARTS_AHEAD: usize = 8;
 /// Fewest digits of a digest that name it.
 const PREFIX_MIN: usize = 6;
 /// Progress is shown at most this often.

@@ -1,17 +1,21 @@
 //! Models that leave and enter as files: the same checks, receipts and journal as over the network.
 
-use super::control::{ControlService, PART_BYTES, model_view};
+use super::control::{ControlService, PART_BYTES, PARTS_AHEAD, model_view};
 use crate::daemon;
-use crate::store;
+use crate::store::{self, Store};
+use crate::transfer::Incoming;
+use rondo::checkpoint::{self, Layout};
 use rondo::envelope::Envelope;
 use rondo::ids::{Digest, RoundId, SiteId};
 use rondo::papers::{Papers, RECEIPTS_MAX_BYTES, read_receipts, receipts_json};
 use rondo::passport::{self, Passport, VerifiedPassport};
 use rondo::plan::Plan;
-use rondo::round::{Event, Receipt, ReceiptBody, Refusal, Round, SiteState};
+use rondo::round::{Event, Receipt, ReceiptBody, Refusal, Round, SiteState, step};
+use rondo::transfer::{self, ChunkTable};
 use rondo::trust::PEERS_MAX;
 use rondo_proto::control::{ModelPart, ModelView, model_part::Part};
 use std::collections::{BTreeMap, VecDeque};
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tonic::{Status, Streaming};
 
@@ -89,11 +93,14 @@ impl ControlService {
             for manifest in passport.manifests {
                 self.daemon.adopt(Event::Manifest { round: id, manifest }).await?;
             }
-            self.take_weights(&verified, first, &mut parts).await?;
+            self.take_weights(&verified, first, &mut parts, true).await?;
             self.acknowledge(id, &verified).await?;
         } else {
-            self.take_weights(&verified, first, &mut parts).await?;
-            self.daemon.adopt(Event::ModelImported { passport }).await?;
+            let event = Event::ModelImported { passport };
+            // Whether there is room for it is known before anything is stored.
+            step(&state, &event).map_err(daemon::Error::from)?;
+            self.take_weights(&verified, first, &mut parts, false).await?;
+            self.daemon.adopt(event).await?;
         }
         let weights = verified.weights();
         tracing::info!(round = id.short(), weights = %weights.short(), "model imported from a file");
@@ -161,68 +168,105 @@ impl ControlService {
         }
     }
 
-    /// Stores the weights that follow, each chunk verified on arrival; what is here already stays.
+    /// Stores the weights that follow, each chunk verified on arrival; what is here already stays. What
+    /// is here of an attempt that fails stays if it is to be `kept`.
     async fn take_weights(
         &self,
         verified: &VerifiedPassport,
         first: Vec<u8>,
         parts: &mut Streaming<ModelPart>,
+        kept: bool,
     ) -> Result<(), Status> {
-        let table = verified.last().weights.clone();
-        let work = {
-            let (store, table, layout) = (self.store.clone(), table.clone(), verified.layout());
-            spawn_blocking(move || {
-                let stored = store.find(table.object);
-                let whole = stored.is_ok_and(|stored| stored.check(&table, &layout).is_ok());
-                if whole { Ok(None) } else { store.receive(table, layout).map(Some) }
-            })
-        };
-        let opened = work.await.map_err(|e| Status::internal(e.to_string()))??;
-        let Some(mut incoming) = opened else { return Ok(()) };
-        let damaged = |e| refused(&passport::Error::Weights(e).into());
-        let missing = incoming.missing();
-        let (mut index, mut held, mut next) = (0_u32, Vec::new(), Some(first));
-        while let Some(bytes) = next {
-            held.extend_from_slice(&bytes);
-            while let Ok(range) = table.range(u64::from(index)) {
-                let size = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-                if held.len() < size {
+        let (out, inbox) = mpsc::channel(PARTS_AHEAD);
+        let (store, table) = (self.store.clone(), verified.last().weights.clone());
+        let layout = verified.layout();
+        let work = spawn_blocking(move || store_weights(&store, table, layout, inbox, kept));
+        let forward = async move {
+            let mut next = Some(first);
+            while let Some(bytes) = next {
+                // Why they are no longer wanted is said in the end.
+                if out.send(bytes).await.is_err() {
                     break;
                 }
-                let rest = held.split_off(size);
-                let chunk = std::mem::replace(&mut held, rest);
-                table.verify_chunk(u64::from(index), &chunk).map_err(damaged)?;
-                if missing.binary_search(&index).is_ok() {
-                    incoming.accept(index, 0, &chunk).map_err(unstored)?;
-                }
-                index += 1;
+                next = match parts.message().await?.and_then(|p| p.part) {
+                    Some(Part::Weights(bytes)) => Some(bytes),
+                    Some(_) => return Err(disorder()),
+                    None => None,
+                };
             }
-            if table.range(u64::from(index)).is_err() && !held.is_empty() {
-                let (expected, found) = (table.bytes, table.bytes + held.len() as u64);
-                let length = rondo::checkpoint::Error::Length { expected, found };
-                return Err(refused(&passport::Error::from(length).into()));
+            Ok(())
+        };
+        let forwarded = forward.await;
+        let stored = work.await.map_err(|e| Status::internal(e.to_string()))?;
+        forwarded.and(stored)
+    }
+}
+
+/// Stores the weights that come out of `inbox`. They are verified also where they are here already: the
+/// file is what somebody wants to know about.
+fn store_weights(
+    store: &Store,
+    table: ChunkTable,
+    layout: Layout,
+    inbox: mpsc::Receiver<Vec<u8>>,
+    kept: bool,
+) -> Result<(), Status> {
+    let whole = store.find(table.object).is_ok_and(|s| s.check(&table, &layout).is_ok());
+    if whole {
+        return take_chunks(&table, None, inbox);
+    }
+    let mut incoming = store.receive(table.clone(), layout)?;
+    if let Err(e) = take_chunks(&table, Some(&mut incoming), inbox) {
+        if !kept && let Err(e) = incoming.abandon() {
+            tracing::warn!("removing what was imported: {e}");
+        }
+        return Err(e);
+    }
+    match incoming.finish().map_err(unstored)? {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Status::data_loss(
+            "what was received before lies damaged on this disk; import the model again",
+        )),
+    }
+}
+
+/// Cuts what comes out of `inbox` into chunks, and has each stored that is verified and still missing.
+fn take_chunks(
+    table: &ChunkTable,
+    mut incoming: Option<&mut Incoming>,
+    mut inbox: mpsc::Receiver<Vec<u8>>,
+) -> Result<(), Status> {
+    let damaged = |e| refused(&passport::Error::Weights(e).into());
+    let missing = incoming.as_ref().map(|incoming| incoming.missing()).unwrap_or_default();
+    let (mut index, mut held) = (0_u32, Vec::new());
+    while let Some(bytes) = inbox.blocking_recv() {
+        held.extend_from_slice(&bytes);
+        while let Ok(range) = table.range(u64::from(index)) {
+            let size = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            if held.len() < size {
+                break;
             }
-            next = match parts.message().await?.and_then(|p| p.part) {
-                Some(Part::Weights(bytes)) => Some(bytes),
-                Some(_) => return Err(disorder()),
-                None => None,
-            };
+            let rest = held.split_off(size);
+            let chunk = std::mem::replace(&mut held, rest);
+            table.verify_chunk(u64::from(index), &chunk).map_err(damaged)?;
+            if let Some(incoming) = &mut incoming
+                && missing.binary_search(&index).is_ok()
+            {
+                incoming.accept(index, 0, &chunk).map_err(unstored)?;
+            }
+            index += 1;
         }
-        if table.range(u64::from(index)).is_ok() {
-            return Err(damaged(rondo::transfer::Error::Chunk {
-                checkpoint: table.object,
-                index: index as usize,
-            }));
-        }
-        let work = spawn_blocking(move || incoming.finish());
-        let finished = work.await.map_err(|e| Status::internal(e.to_string()))?;
-        match finished.map_err(unstored)? {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Status::data_loss(
-                "what was received before lies damaged on this disk; import the model again",
-            )),
+        if table.range(u64::from(index)).is_err() && !held.is_empty() {
+            let (expected, found) = (table.bytes, table.bytes + held.len() as u64);
+            let length = checkpoint::Error::Length { expected, found };
+            return Err(refused(&passport::Error::from(length).into()));
         }
     }
+    if table.range(u64::from(index)).is_ok() {
+        let (checkpoint, index) = (table.object, index as usize);
+        return Err(damaged(transfer::Error::Chunk { checkpoint, index }));
+    }
+    Ok(())
 }
 
 /// What kept weights from being stored; what is no model is refused as papers are.
@@ -282,4 +326,48 @@ fn papers(state: &SiteState, round: RoundId, passport: &Passport) -> Result<Pape
     let known = state.rounds().get(&round);
     let receipts = receipts_json(known.iter().flat_map(|r| r.receipts.values().flatten()));
     Ok(Papers { passport: passport.to_json(), receipts, cards, signature: Vec::new() })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use rondo::checkpoint::Extras;
+    use rondo::recipe::Architecture;
+
+    #[test]
+    fn weights_are_verified_also_if_they_are_here_and_an_attempt_leaves_what_is_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let narrow = Architecture { n1: 20, n2: 24, n3: 28, m: 40 };
+        let layout = Layout::new(&narrow, Extras::NONE);
+        let mut object = layout.header().to_vec();
+        object.resize(usize::try_from(layout.len()).unwrap(), 1);
+        let table = ChunkTable::of(&object);
+        let import = |bytes: &[u8], kept| {
+            let (out, inbox) = mpsc::channel(1000);
+            for part in bytes.chunks(PART_BYTES - 7) {
+                out.try_send(part.to_vec()).unwrap();
+            }
+            drop(out);
+            store_weights(&store, table.clone(), layout.clone(), inbox, kept)
+        };
+        let here = || std::fs::read_dir(folder.path().join("incoming")).unwrap().count();
+        let half = &object[..object.len() / 2];
+        let mut bad = object.clone();
+        bad[300_000] ^= 1;
+        for wrong in [half, &bad, &[&object[..], b"after the end"].concat()] {
+            assert_eq!(import(wrong, false).unwrap_err().code(), tonic::Code::DataLoss);
+            assert_eq!(here(), 0, "nobody would go on with it");
+        }
+        import(half, true).unwrap_err();
+        assert_eq!(here(), 1);
+        import(&object, false).unwrap();
+        assert_eq!((here(), store.get(table.object).unwrap() == object), (0, true));
+        for wrong in [half, &bad, &[&object[..], b"after the end"].concat()] {
+            assert_eq!(import(wrong, false).unwrap_err().code(), tonic::Code::DataLoss);
+        }
+        import(&object, false).unwrap();
+        assert_eq!(store.get(table.object).unwrap(), object);
+    }
 }

@@ -306,6 +306,14 @@ impl Incoming {
         written
     }
 
+    /// Ends it for good: what was received is removed.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn abandon(mut self) -> Result<(), Error> {
+        self.settle().and(self.discard())
+    }
+
     /// Removes what was received.
     fn discard(&self) -> Result<(), Error> {
         remove(&record_path(&self.path))?;
