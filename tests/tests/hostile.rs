@@ -10,7 +10,9 @@ use rondo::round::ReceiptBody;
 use rondo_node::reason::Reason;
 use rondo_proto::peer::offer_answer::Answer;
 use rondo_proto::peer::peer_client::PeerClient;
-use rondo_proto::peer::{Chunk, GreetRequest, Offer};
+use rondo_proto::peer::{
+    Chunk, CollectRequest, FetchChunksRequest, GreetRequest, Having, Offer, ReceiptBatch,
+};
 use rondo_tests::caller::Shows;
 use rondo_tests::federation::{Federation, propose};
 use rondo_tests::hand::{Hand, chunk, digest};
@@ -86,11 +88,18 @@ fn plan(name: &'static str) -> PlanText {
 
 /// Memory in KiB and number of open handles of a daemon.
 fn held_by(site: &Site) -> (u64, usize) {
-    let daemon = site.processes().into_iter().find(|p| p.command.contains(" run ")).unwrap();
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid)).unwrap();
-    let memory = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
-    let memory = memory.split_whitespace().next().unwrap().parse().unwrap();
-    (memory, fs::read_dir(format!("/proc/{}/fd", daemon.pid)).unwrap().count())
+    (memory(site, "VmRSS:"), fs::read_dir(format!("/proc/{}/fd", daemon(site))).unwrap().count())
+}
+
+fn daemon(site: &Site) -> u32 {
+    site.processes().into_iter().find(|p| p.command.contains(" run ")).unwrap().pid
+}
+
+/// Memory of a daemon in KiB, now or at its highest.
+fn memory(site: &Site, which: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon(site))).unwrap();
+    let memory = status.lines().find_map(|l| l.strip_prefix(which)).unwrap();
+    memory.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 fn offer(round: RoundId, passport: Vec<u8>) -> Offer {
@@ -193,6 +202,36 @@ async fn each_lie_is_refused_with_its_own_reason() {
     assert_eq!(all.sites[0].ready().await.journal_records, records, "a replay is not recorded");
 }
 
+#[tokio::test]
+async fn what_would_grow_in_memory_is_refused_before_it_does() {
+    /// Entries of 2 bytes on the wire, and 24 or more in memory.
+    const ENTRIES: usize = 2_000_000;
+    /// What 4 MiB that are refused by their first bytes may cost, on a connection's windows too.
+    const PEAK_MAX_KIB: u64 = 24 * 1024;
+    let all = Federation::without_trainers(&["usz"]).await;
+    let usz = &all.sites[0];
+    let hand = Hand::init(all.folder(), "uker");
+    hand.trusted_by(usz).await;
+    let mut peer = hand.call(usz).await;
+    peer.greet(GreetRequest::default()).await.unwrap();
+    let before = memory(usz, "VmHWM:");
+    let round = vec![7; 32];
+    for _ in 0..3 {
+        let having = vec![Having::default(); ENTRIES];
+        refused("oversize message", peer.collect(CollectRequest { having }).await);
+        let batch = ReceiptBatch { round: round.clone(), receipts: vec![Vec::new(); ENTRIES] };
+        refused("oversize message", peer.deliver_receipts(batch).await);
+        let chunks = vec![1; 2 * ENTRIES];
+        let fetch = FetchChunksRequest { round: round.clone(), visit: 1, chunks, offset: 0 };
+        refused("oversize message", peer.fetch_chunks(fetch).await);
+        let card = GreetRequest { card: vec![b'{'; 2 * ENTRIES], ..GreetRequest::default() };
+        refused("oversize message", peer.greet(card).await);
+    }
+    let more = memory(usz, "VmHWM:") - before;
+    println!("{before} KiB before, {more} KiB more at the highest");
+    assert!(more <= PEAK_MAX_KIB, "{more} KiB");
+}
+
 /// Files of checkpoints and of transfers.
 fn in_store(site: &Site) -> usize {
     let count = |folder| fs::read_dir(site.home.join("store").join(folder)).unwrap().count();
@@ -248,7 +287,8 @@ async fn ten_thousand_attempts_leave_the_daemon_as_it_was() {
 
     let over = Arc::new(AtomicBool::new(false));
     let meanwhile = tokio::spawn(honest(friend.call(usz).await, over.clone()));
-    let flood = Flood { hand: &hand, site: usz, round, genuine, manifest, bytes };
+    let outsider = &friend;
+    let flood = Flood { hand: &hand, outsider, site: usz, round, genuine, manifest, bytes };
     flood.attempts(0..WARM_UP).await;
     let (memory, handles) = held_by(usz);
     flood.attempts(WARM_UP..ATTEMPTS).await;
@@ -283,6 +323,8 @@ async fn honest(mut peer: PeerClient<Channel>, over: Arc<AtomicBool>) -> (u32, D
 
 struct Flood<'a> {
     hand: &'a Hand,
+    /// Trusted, but not in the round.
+    outsider: &'a Hand,
     site: &'a Site,
     round: RoundId,
     genuine: Passport,
@@ -293,6 +335,8 @@ struct Flood<'a> {
 impl Flood<'_> {
     async fn attempts(&self, numbers: std::ops::Range<u32>) {
         let mut peer = self.hand.call(self.site).await;
+        let mut outsider = self.outsider.call(self.site).await;
+        let round = || self.round.as_bytes().to_vec();
         let mut foreign = self.genuine.clone();
         let lie = Manifest { cycle: 7, ..self.manifest.clone() };
         foreign.manifests = vec![lie.sign(&self.hand.identity.signing).unwrap()];
@@ -302,26 +346,58 @@ impl Flood<'_> {
                 self.connect(n / DEAR_EVERY).await;
                 continue;
             }
-            let code = match n % 4 {
+            let (lied, expected) = match n % 9 {
                 0 => {
                     let garbage = vec![b'{'; usize::try_from(n).unwrap()];
-                    peer.offer_checkpoint(offer(self.round, garbage)).await.map(|_| ())
+                    let lied = peer.offer_checkpoint(offer(self.round, garbage)).await;
+                    (lied.map(drop), Code::InvalidArgument)
                 }
-                1 => peer.offer_checkpoint(offer(self.round, foreign.clone())).await.map(|_| ()),
-                2 => {
+                1 => {
+                    let lied = peer.offer_checkpoint(offer(self.round, foreign.clone())).await;
+                    (lied.map(drop), Code::InvalidArgument)
+                }
+                // A chunk that is too long, or whole and wrong.
+                lie @ (2 | 3) => {
                     let (index, mut data) = chunk(&self.manifest.weights, &self.bytes, 0);
-                    data.push(0);
-                    let round = self.round.as_bytes().to_vec();
-                    let lie = Chunk { round, visit: 1, index, data: data.into(), offset: 0 };
-                    peer.send_chunks(tokio_stream::iter([lie])).await.map(|_| ())
+                    if lie == 2 {
+                        data.push(0);
+                    } else {
+                        data[500] ^= 1;
+                    }
+                    let lie =
+                        Chunk { round: round(), visit: 1, index, data: data.into(), offset: 0 };
+                    let lied = peer.send_chunks(tokio_stream::iter([lie])).await;
+                    (lied.map(drop), Code::InvalidArgument)
+                }
+                4 => {
+                    let having = vec![Having::default(); 40_000];
+                    let lied = peer.collect(CollectRequest { having }).await;
+                    (lied.map(drop), Code::OutOfRange)
+                }
+                5 => {
+                    let having = vec![Having { round: round(), number: n }];
+                    let lied = outsider.collect(CollectRequest { having }).await;
+                    (lied.map(drop), Code::PermissionDenied)
+                }
+                6 => {
+                    let fetch =
+                        FetchChunksRequest { round: round(), visit: 1, ..Default::default() };
+                    (outsider.fetch_chunks(fetch).await.map(drop), Code::PermissionDenied)
+                }
+                7 => {
+                    // Whoever greets is answered; what he says of himself is not believed.
+                    let card = GreetRequest { card: vec![b'{'; 900], holds: vec![1; 32] };
+                    peer.greet(card).await.unwrap();
+                    continue;
                 }
                 _ => {
                     let round = self.manifest.weights.object;
-                    peer.offer_checkpoint(offer(round, Vec::new())).await.map(|_| ())
+                    let lied = peer.offer_checkpoint(offer(round, Vec::new())).await;
+                    (lied.map(drop), Code::NotFound)
                 }
             };
-            let code = code.expect_err("every attempt is refused").code();
-            assert!(matches!(code, Code::InvalidArgument | Code::NotFound), "{n}: {code}");
+            let code = lied.expect_err("every attempt is refused").code();
+            assert_eq!(code, expected, "{n}");
         }
     }
 
