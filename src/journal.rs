@@ -4,13 +4,14 @@
 //! the chain at a place that can be named. How records reach the disk is the daemon's business.
 
 use crate::ids::Digest;
+use crate::passport::PASSPORT_MAX_BYTES;
 use crate::round::{Event, Refusal, SiteState, step};
 use sha2::{Digest as _, Sha256};
 
 /// Format of a record's payload that this software writes.
 pub const RECORD_VERSION: u32 = 1;
-/// Largest payload of one record.
-pub const RECORD_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Largest payload of one record: that of an import, with the longest passport.
+pub const RECORD_MAX_BYTES: usize = PASSPORT_MAX_BYTES + 64 * 1024;
 
 /// Why a journal cannot be replayed.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -179,5 +180,25 @@ impl Replay {
     #[must_use]
     pub fn finish(self) -> (SiteState, Tip) {
         (self.state, self.tip)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::passport::Passport;
+
+    #[test]
+    fn whatever_passport_is_read_can_be_recorded() {
+        let passport = |length| {
+            let plan = "p".repeat(length);
+            let json = format!(r#"{{"version":1,"plan":"{plan}","approvals":[],"manifests":[]}}"#);
+            Passport::from_json(json.as_bytes())
+        };
+        assert!(passport(PASSPORT_MAX_BYTES).is_err());
+        let event = Event::ModelImported { passport: passport(PASSPORT_MAX_BYTES - 99).unwrap() };
+        let record = Record::next(Tip::EMPTY, &event).unwrap();
+        assert_eq!(record.open(Tip::EMPTY).unwrap(), event);
     }
 }
