@@ -29,6 +29,7 @@ pub mod listen;
 pub mod metrics;
 pub mod outbound;
 pub mod pace;
+pub mod pending;
 pub mod policy;
 pub mod pull;
 pub mod reason;

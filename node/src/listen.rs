@@ -8,6 +8,7 @@ use crate::intake::Budget;
 use crate::ledger::Egress;
 use crate::ledger::calls::{Answers, Line};
 use crate::ledger::meter::{Meter, Metered, Side};
+use crate::pending::{HANDSHAKES_MAX, Pending};
 use crate::reason::{Reason, Refusals};
 use crate::rpc::control::ControlService;
 use crate::rpc::peer::PeerService;
@@ -28,17 +29,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
+/// A connection on which nothing came after this long is dropped; who calls speaks first.
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(3);
 /// A handshake that is not done after this long is dropped.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes at the same time.
-const HANDSHAKES_MAX: usize = 64;
 /// Calls at the same time on one connection of a peer.
 const STREAMS_MAX: u32 = 8;
 /// Longest path of a unix socket on Linux.
@@ -151,9 +152,14 @@ impl Door {
     /// The connection, if a trusted site shakes hands over it in time.
     async fn enter(&self, tcp: TcpStream) -> Result<PeerStream, (Reason, String)> {
         let _ = tcp.set_nodelay(true);
+        let slow = |what: &str| (Reason::HandshakeTimeout, what.to_owned());
+        tokio::time::timeout(FIRST_BYTES_TIMEOUT, tcp.peek(&mut [0]))
+            .await
+            .map_err(|_| slow("nothing came after connecting"))?
+            .map_err(|e| (Reason::HandshakeFailed, e.to_string()))?;
         let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(tcp))
             .await
-            .map_err(|_| (Reason::HandshakeTimeout, "the handshake took too long".to_owned()))?
+            .map_err(|_| slow("the handshake took too long"))?
             .map_err(|e| (Reason::of_handshake(&e), e.to_string()))?;
         let lost = || (Reason::UnknownKey, "its key is no longer trusted".to_owned());
         let shown = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
@@ -170,10 +176,13 @@ impl Door {
 
 /// Shakes hands beside the accepting loop: a slow or hostile caller holds nobody up.
 async fn accept(listener: TcpListener, door: Door, ready: mpsc::Sender<io::Result<PeerStream>>) {
-    let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut pending = Pending::default();
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let (tcp, address) = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = pending.done() => continue,
+        };
+        let (tcp, address) = match accepted {
             Ok(accepted) => accepted,
             Err(e) => {
                 tracing::warn!("accepting a connection: {e}");
@@ -181,9 +190,9 @@ async fn accept(listener: TcpListener, door: Door, ready: mpsc::Sender<io::Resul
                 continue;
             }
         };
+        let refusals = door.refusals.clone();
         let (door, ready) = (door.clone(), ready.clone());
-        tokio::spawn(async move {
-            let _slot = slot;
+        let dropped = pending.begin(address.ip(), async move {
             match door.enter(tcp).await {
                 Ok(stream) => drop(ready.send(Ok(stream)).await),
                 Err((reason, why)) => {
@@ -191,6 +200,10 @@ async fn accept(listener: TcpListener, door: Door, ready: mpsc::Sender<io::Resul
                 }
             }
         });
+        if let Some(crowded) = dropped {
+            let why = format!("too many unfinished handshakes ({crowded})");
+            refusals.note(None, "connection", Reason::TooMany, &why);
+        }
     }
 }
 

@@ -10,11 +10,11 @@ use rondo_tests::hand::Hand;
 use rondo_tests::material::PlanText;
 use rondo_tests::{eventually, history};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
@@ -22,6 +22,8 @@ use tokio_rustls::rustls;
 /// The start of every HTTP/2 connection, with empty settings.
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A peer is served at once, however many strangers stand at the door: before any of them times out.
+const SERVED: Duration = Duration::from_secs(2);
 
 /// Why the server turned `who` away: its TLS alert, and nothing else came before.
 async fn refusal(who: &Shows, server: SocketAddr) -> rustls::AlertDescription {
@@ -78,6 +80,41 @@ async fn only_pinned_keys_finish_the_handshake() {
     assert_eq!(refusal(&Shows::keys_of(&home), server).await, CertificateRevoked);
     let log = all.sites[0].log_text();
     assert!(log.contains("reason=revoked") || log.contains("reason=\"revoked\""), "{log}");
+}
+
+/// A connection from another address of this machine, on which nothing is said.
+async fn silent(to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((Ipv4Addr::new(127, 0, 0, 2), 0).into()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_crowd_of_silent_strangers_keeps_no_peer_out() {
+    /// Far above what the door holds at the same time.
+    const CROWD: usize = 150;
+    let all = Federation::without_trainers(&["uker"]).await;
+    let friend = Hand::init(all.folder(), "usz");
+    friend.trusted_by(&all.sites[0]).await;
+    let (server, keys) = (all.sites[0].listen, Shows::keys_of(&all.folder().join("usz")));
+    greet(&keys, server).await.unwrap();
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        crowd.push(silent(server).await);
+    }
+    let begun = Instant::now();
+    assert_eq!(greet(&keys, server).await.unwrap(), "uker");
+    println!("greeted after {} ms", begun.elapsed().as_millis());
+    assert!(begun.elapsed() < SERVED, "{:?}", begun.elapsed());
+    // The crowd is gone soon, without a word.
+    for mut stranger in crowd {
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, stranger.read_to_end(&mut answer)).await;
+        assert!(read.expect("dropped in time").is_err() || answer.is_empty(), "{answer:?}");
+    }
+    let log = all.sites[0].log_text();
+    assert!(log.contains("too many unfinished handshakes (127.0.0.2)"), "{log}");
+    assert!(!log.contains("too many unfinished handshakes (127.0.0.1)"), "{log}");
 }
 
 #[tokio::test]
