@@ -319,8 +319,15 @@ impl Roster {
     /// The trusted site that owns a TLS key, in force or announced.
     #[must_use]
     pub fn by_tls_key(&self, key: &Digest) -> Option<&SiteCard> {
-        let cards = self.peers.values().filter(|p| !p.revoked).map(|p| &p.card);
-        cards.into_iter().find(|card| card.has_tls_key(key))
+        self.known_by_tls_key(key).filter(|peer| !peer.revoked).map(|peer| &peer.card)
+    }
+
+    /// The site that owns a TLS key, in force or announced, even if it is revoked. It gives no trust.
+    #[must_use]
+    pub fn known_by_tls_key(&self, key: &Digest) -> Option<&Peer> {
+        let all = self.peers.values().filter(|peer| peer.card.has_tls_key(key));
+        // A key of a revoked site may have become another site's.
+        all.min_by_key(|peer| peer.revoked)
     }
 }
 
@@ -377,6 +384,8 @@ pub(crate) mod tests {
         roster.revoke(&good.site).unwrap();
         assert_eq!(roster.trusted(&good.site), Err(Error::Revoked(good.site.clone())));
         assert_eq!(roster.by_tls_key(&good.tls_key), None);
+        assert!(roster.known_by_tls_key(&good.tls_key).is_some_and(|peer| peer.revoked));
+        assert!(roster.known_by_tls_key(&Digest::of(b"nobody")).is_none());
         roster.add(impostor.sign(&b).unwrap()).unwrap();
         assert_eq!(roster.trusted(&good.site), Ok(&impostor));
     }

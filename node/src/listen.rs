@@ -4,6 +4,7 @@ use crate::connection::{Place, Places, Trusted};
 use crate::contacts::{
     CONNECTION_WINDOW, FRAME_BYTES, KEEP_ALIVE, KEEP_ALIVE_PATIENCE, STREAM_WINDOW,
 };
+use crate::identity::Own;
 use crate::intake::Budget;
 use crate::ledger::Egress;
 use crate::ledger::calls::{Answers, Line};
@@ -13,12 +14,11 @@ use crate::reason::{Reason, Refusals};
 use crate::rpc::control::ControlService;
 use crate::rpc::peer::PeerService;
 use crate::rpc::trainer::TrainerService;
-use crate::tls::{Caller, States, caller};
+use crate::tls::{self, Caller, Shown, States, caller};
 use rondo_proto::MESSAGE_MAX_BYTES;
 use rondo_proto::control::control_server::ControlServer;
 use rondo_proto::peer::peer_server::PeerServer;
 use rondo_proto::trainer::trainer_link_server::TrainerLinkServer;
-use rustls::ServerConfig;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener as StdUnixListener;
@@ -103,7 +103,7 @@ impl AsyncWrite for PeerStream {
 /// What ended the server.
 pub async fn peers(
     listener: TcpListener,
-    tls: ServerConfig,
+    own: Own,
     states: States,
     service: PeerService,
     refusals: Refusals,
@@ -112,13 +112,7 @@ pub async fn peers(
     let (ready, connections) = mpsc::channel(HANDSHAKES_MAX);
     let answers =
         Answers { refusals: refusals.clone(), states: states.clone(), budget: Budget::default() };
-    let door = Door {
-        acceptor: TlsAcceptor::from(Arc::new(tls)),
-        states,
-        refusals,
-        egress,
-        places: Places::default(),
-    };
+    let door = Door { own, states, refusals, egress, places: Places::default() };
     let accepting = accept(listener, door, ready);
     let service = PeerServer::new(service).max_decoding_message_size(MESSAGE_MAX_BYTES);
     let serving = Server::builder()
@@ -141,7 +135,7 @@ pub async fn peers(
 /// What a connection needs before it may call.
 #[derive(Clone)]
 struct Door {
-    acceptor: TlsAcceptor,
+    own: Own,
     states: States,
     refusals: Refusals,
     egress: Egress,
@@ -150,14 +144,17 @@ struct Door {
 
 impl Door {
     /// The connection, if a trusted site shakes hands over it in time.
-    async fn enter(&self, tcp: TcpStream) -> Result<PeerStream, (Reason, String)> {
+    async fn enter(&self, tcp: TcpStream, shown: &Shown) -> Result<PeerStream, (Reason, String)> {
         let _ = tcp.set_nodelay(true);
         let slow = |what: &str| (Reason::HandshakeTimeout, what.to_owned());
         tokio::time::timeout(FIRST_BYTES_TIMEOUT, tcp.peek(&mut [0]))
             .await
             .map_err(|_| slow("nothing came after connecting"))?
             .map_err(|e| (Reason::HandshakeFailed, e.to_string()))?;
-        let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(tcp))
+        let tls = tls::server(&self.own, self.states.clone(), shown.clone())
+            .map_err(|e| (Reason::Internal, e.to_string()))?;
+        let accepted = TlsAcceptor::from(Arc::new(tls)).accept(tcp);
+        let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepted)
             .await
             .map_err(|_| slow("the handshake took too long"))?
             .map_err(|e| (Reason::of_handshake(&e), e.to_string()))?;
@@ -193,10 +190,12 @@ async fn accept(listener: TcpListener, door: Door, ready: mpsc::Sender<io::Resul
         let refusals = door.refusals.clone();
         let (door, ready) = (door.clone(), ready.clone());
         let dropped = pending.begin(address.ip(), async move {
-            match door.enter(tcp).await {
+            let shown = Shown::default();
+            match door.enter(tcp, &shown).await {
                 Ok(stream) => drop(ready.send(Ok(stream)).await),
                 Err((reason, why)) => {
-                    door.refusals.note(None, "connection", reason, &format!("{why} ({address})"));
+                    let site = shown.get().filter(|_| reason.names_its_site());
+                    door.refusals.note(site, "connection", reason, &format!("{why} ({address})"));
                 }
             }
         });

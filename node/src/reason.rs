@@ -202,6 +202,14 @@ impl Reason {
         }
     }
 
+    /// Whether a connection that was refused for this reason is counted for the site whose certificate
+    /// was shown, for its operators to see. With any other reason the one who showed it is a stranger:
+    /// certificates are no secret.
+    #[must_use]
+    pub const fn names_its_site(self) -> bool {
+        matches!(self, Self::Revoked | Self::ExpiredCard | Self::TooMany)
+    }
+
     /// Why a TLS handshake was refused here.
     #[must_use]
     pub fn of_handshake(e: &std::io::Error) -> Self {
@@ -270,11 +278,11 @@ impl Refusals {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What was refused to `peer`.
+    /// What was refused to `peer`, or to callers without a trusted key.
     #[must_use]
-    pub fn of(&self, peer: &SiteId) -> Vec<(Reason, Count)> {
+    pub fn of(&self, peer: Option<&SiteId>) -> Vec<(Reason, Count)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let its = all.iter().filter(|((site, _), _)| site.as_ref() == Some(peer));
+        let its = all.iter().filter(|((site, _), _)| site.as_ref() == peer);
         its.map(|((_, reason), count)| (*reason, *count)).collect()
     }
 }

@@ -27,7 +27,7 @@ use crate::rpc::trainer::TrainerService;
 use crate::starter::{self, Starter};
 use crate::store::Store;
 use crate::trainer::TrainerHub;
-use crate::{audit, auditor, bench, listen, retention, tls};
+use crate::{audit, auditor, bench, listen, retention};
 use anyhow::Context as _;
 use rondo::audit::{What, Who};
 use rondo::owner::Log as _;
@@ -374,7 +374,6 @@ async fn live(
     let Records { audit, refusals, egress, outbound } = records;
     let hub = TrainerHub::default();
     let contacts = Contacts::default();
-    let tls = tls::server(&own, daemon.states()).context("preparing TLS")?;
     let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(|e| {
         SocketProblem(format!(
             "listening on {}: {e}; free the port or choose another in {}",
@@ -413,7 +412,7 @@ async fn live(
     };
     let tidying = retention::run(store.clone(), daemon.clone(), config.keep_days);
     let quarantine = gate::keep(store.clone(), daemon.clone(), audit.clone());
-    let states = daemon.states();
+    let (states, keys) = (daemon.states(), own.clone());
     let pulls = Pulls { greeter: greeter.clone(), paces: paces.clone(), service: peers.clone() };
     let metrics = Metrics {
         daemon: daemon.clone(),
@@ -436,7 +435,7 @@ async fn live(
     };
     tracing::info!(address = %config.listen, control = %config.control_socket.display(), "ready");
     let ended = tokio::select! {
-        ended = listen::peers(listener, tls, states, peers, refusals, egress) => ended,
+        ended = listen::peers(listener, keys, states, peers, refusals, egress) => ended,
         ended = listen::control(control_socket, control) => ended,
         ended = listen::trainer(trainer_socket, trainer) => ended,
         () = workers.run() => Ok(()),

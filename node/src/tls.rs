@@ -3,7 +3,6 @@
 use crate::identity::{Identity, Own, public_key_digest};
 use rondo::ids::SiteId;
 use rondo::round::SiteState;
-use rondo::trust::SiteCard;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -13,7 +12,7 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
     SignatureScheme,
 };
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
 /// What the verifiers look up: the roster as it is at the time of the handshake.
@@ -25,13 +24,17 @@ const HTTP2: &[u8] = b"h2";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller(pub SiteId);
 
-/// TLS for peers that connect here, with the keys that are in force at each handshake.
+/// The site of the roster whose certificate was shown in a handshake, also where it is let in no more.
+/// It is proven only by a handshake that is done.
+pub type Shown = Arc<OnceLock<SiteId>>;
+
+/// TLS for one handshake of a peer that connects here, with the keys that are in force then.
 ///
 /// # Errors
 /// If the keys cannot be used.
-pub fn server(own: &Own, states: States) -> Result<ServerConfig, Error> {
+pub fn server(own: &Own, states: States, shown: Shown) -> Result<ServerConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let pins = Arc::new(Pins { provider: provider.clone(), states, expected: None });
+    let pins = Arc::new(Pins { provider: provider.clone(), states, expected: None, shown });
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(pins)
@@ -52,7 +55,9 @@ pub fn client(
     expected: SiteId,
 ) -> Result<ClientConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let pins = Arc::new(Pins { provider: provider.clone(), states, expected: Some(expected) });
+    let shown = Shown::default();
+    let expected = Some(expected);
+    let pins = Arc::new(Pins { provider: provider.clone(), states, expected, shown });
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
@@ -80,6 +85,7 @@ struct Pins {
     states: States,
     /// The one site that is called; any trusted site may call.
     expected: Option<SiteId>,
+    shown: Shown,
 }
 
 impl Pins {
@@ -91,20 +97,20 @@ impl Pins {
         let state = self.states.borrow();
         // Its own card is in a site's roster, but a site has no business calling itself.
         let own = state.own().map(|card| &card.site);
-        let card = state.roster().by_tls_key(&key).filter(|card| Some(&card.site) != own);
-        let owns =
-            |card: &SiteCard| card.tls_key == key || card.next.is_some_and(|n| n.tls_key == key);
-        let revoked = || state.roster().peers().any(|(_, p)| p.revoked && owns(&p.card));
-        match card {
-            None if revoked() => refused(CertificateError::Revoked),
-            None => refused(CertificateError::UnknownIssuer),
-            Some(card) if self.expected.as_ref().is_some_and(|site| *site != card.site) => {
-                refused(CertificateError::NotValidForName)
-            }
-            Some(card) if card.valid_at(now.as_secs()).is_err() => {
-                refused(CertificateError::Expired)
-            }
-            Some(_) => Ok(()),
+        let known = state.roster().known_by_tls_key(&key);
+        let Some(peer) = known.filter(|peer| Some(&peer.card.site) != own) else {
+            return refused(CertificateError::UnknownIssuer);
+        };
+        let site = &peer.card.site;
+        let _ = self.shown.set(site.clone());
+        if self.expected.as_ref().is_some_and(|expected| expected != site) {
+            refused(CertificateError::NotValidForName)
+        } else if peer.revoked {
+            refused(CertificateError::Revoked)
+        } else if peer.card.valid_at(now.as_secs()).is_err() {
+            refused(CertificateError::Expired)
+        } else {
+            Ok(())
         }
     }
 

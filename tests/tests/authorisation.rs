@@ -7,6 +7,7 @@ use rondo::plan::Plan;
 use rondo::round::{Event, ReceiptBody};
 use rondo::trust::SiteCard;
 use rondo_node::daemon::unix_now;
+use rondo_proto::control::{GetSiteRequest, ListPeersRequest, RefusalView};
 use rondo_proto::peer::peer_client::PeerClient;
 use rondo_proto::peer::{
     Chunk, CollectRequest, Collected, FetchChunksRequest, GreetRequest, Offer, ReceiptBatch,
@@ -216,4 +217,18 @@ async fn every_call_by_every_caller() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+
+    // The operator sees why, and of whom where it is known.
+    let codes = |all: &[RefusalView]| all.iter().map(|r| r.reason.clone()).collect::<Vec<_>>();
+    let mut control = usz.control().await;
+    let site = control.get_site(GetSiteRequest {}).await.unwrap().into_inner();
+    let strangers = codes(&site.refusals);
+    assert!(strangers.contains(&"unknown-key".to_owned()), "{strangers:?}");
+    assert!(!strangers.iter().any(|r| r == "revoked" || r == "expired-card"), "{strangers:?}");
+    let peers = control.list_peers(ListPeersRequest {}).await.unwrap().into_inner().peers;
+    let of = |name: &str| codes(&peers.iter().find(|p| p.site == name).unwrap().refusals);
+    assert_eq!(
+        (of("revoked"), of("expired")),
+        (vec!["revoked".into()], vec!["expired-card".into()])
+    );
 }

@@ -62,7 +62,7 @@ pub(crate) fn bare(end: &BenchBare) -> anyhow::Result<()> {
             send(ClientConnection::new(config, name)?, address, end.bytes)?.to_string()
         }
         None => {
-            let config = Arc::new(tls::server(&Own::new(identity), states)?);
+            let config = Arc::new(tls::server(&Own::new(identity), states, tls::Shown::default())?);
             let listener = TcpListener::bind(SocketAddr::new(end.listen, 0))?;
             say(&listener.local_addr()?.to_string());
             discard(ServerConnection::new(config)?, listener.accept()?.0, end.bytes)?;

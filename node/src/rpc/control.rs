@@ -155,7 +155,7 @@ impl ControlService {
             card: peer.signed.to_json(),
             warnings: if peer.revoked { Vec::new() } else { expiry::warnings(card, unix_now()) },
             waiting: self.waiting(card).unwrap_or_default(),
-            refusals: self.refusals.of(&card.site).into_iter().map(refusal_view).collect(),
+            refusals: self.refusals.of(Some(&card.site)).into_iter().map(refusal_view).collect(),
         }
     }
 
@@ -327,6 +327,7 @@ impl Control for ControlService {
             card: self.greeter.own.now().card.to_json(),
             warnings: expiry::warnings(own, unix_now()),
             file_access: self.file_access.to_string(),
+            refusals: self.refusals.of(None).into_iter().map(refusal_view).collect(),
         }))
     }
 

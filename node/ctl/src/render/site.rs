@@ -27,6 +27,7 @@ pub(crate) fn site_json(site: &SiteView) -> Value {
         "open_rounds": site.open_rounds,
         "journal_records": site.journal_records,
         "file_access": site.file_access,
+        "refusals": site.refusals.iter().map(refusal_json).collect::<Vec<_>>(),
         "trainer": trainer_json(&trainer),
         "card": card_json(&site.card),
         "warnings": site.warnings,
@@ -62,6 +63,7 @@ pub(crate) fn site_text(site: &SiteView) -> String {
         ("open rounds", site.open_rounds.to_string()),
         ("journal", format!("{} records", site.journal_records)),
         ("file access", site.file_access.clone()),
+        ("strangers refused", refusals_text(&site.refusals)),
         ("trainer", trainer),
     ];
     let mut text = lines.map(|(what, text)| format!("{what:<18}{text}")).to_vec();
@@ -118,9 +120,9 @@ fn refusal_json(refusal: &RefusalView) -> Value {
     json!({"reason": refusal.reason, "count": refusal.count, "last": refusal.last})
 }
 
-/// What was refused to a peer, as `not-approved ×3`.
-fn refusals_text(peer: &PeerView) -> String {
-    let all = peer.refusals.iter().map(|r| format!("{} ×{}", r.reason, r.count));
+/// What was refused, as `not-approved ×3`.
+fn refusals_text(refusals: &[RefusalView]) -> String {
+    let all = refusals.iter().map(|r| format!("{} ×{}", r.reason, r.count));
     let all: Vec<String> = all.collect();
     if all.is_empty() { "–".to_owned() } else { all.join(", ") }
 }
@@ -154,7 +156,7 @@ pub(crate) fn peers_text(peers: &[PeerView]) -> String {
             p.endpoints.join(" "),
             day(p.valid_until),
             moment(p.last_contact),
-            refusals_text(p),
+            refusals_text(&p.refusals),
             state.to_owned(),
         ]
     };
@@ -225,6 +227,10 @@ mod tests {
         let peer = PeerView { site: "usz".into(), refusals: vec![refusal], ..Default::default() };
         assert!(peers_text(std::slice::from_ref(&peer)).contains("not-approved ×3"));
         assert_eq!(peer_json(&peer)["refusals"][0]["count"], 3);
+        let refusal = RefusalView { reason: "unknown-key".into(), count: 2, last: 7 };
+        let site = SiteView { refusals: vec![refusal], ..Default::default() };
+        assert!(site_text(&site).contains("strangers refused unknown-key ×2"));
+        assert_eq!(site_json(&site)["refusals"][0]["reason"], "unknown-key");
     }
 
     #[test]
