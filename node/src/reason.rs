@@ -167,6 +167,19 @@ impl Reason {
         Status::with_metadata(grpc, format!("[{self}] {text}"), metadata)
     }
 
+    /// What a peer is told in the place of words that are for this site's own operator: those may name
+    /// files of this machine.
+    #[must_use]
+    pub const fn for_peers(self) -> Option<&'static str> {
+        match self {
+            Self::Storage => Some(
+                "this site's disk or journal failed, and its log says how; try again, and tell its operator if it stays",
+            ),
+            Self::Internal => Some("this site failed, and its log says how; tell its operator"),
+            _ => None,
+        }
+    }
+
     /// The reason that a refusal names.
     #[must_use]
     pub fn of(status: &Status) -> Option<Self> {

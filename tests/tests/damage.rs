@@ -269,7 +269,10 @@ async fn a_full_disk_is_named_and_the_transfer_goes_on_after_it() {
     let all = |n: usize| (0..).take(n).map(|index| chunk(table, &bytes, index)).collect();
     let n = table.chunks.len();
     let sent = hand.send(usz, round, all(n)).await;
-    refused(sent, Code::ResourceExhausted, &["No space left on device", "Free space"]);
+    // The site's own log says what happened and where; the peer is told neither.
+    refused(sent, Code::ResourceExhausted, &["[storage]", "its log says how"]);
+    let log = usz.log_text();
+    assert!(log.contains("No space left on device") && log.contains("Free space"), "{log}");
     assert!(scene.in_store("checkpoints").is_empty());
     fs::remove_file(&incoming).unwrap();
     let sent = hand.send(usz, round, all(n)).await.unwrap();

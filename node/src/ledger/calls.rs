@@ -302,10 +302,11 @@ fn judged(
     let named = Reason::of(&status);
     let reason = named.unwrap_or(Reason::of_grpc(status.code()));
     refusals.note(site, call, reason, status.message());
-    if named.is_some() {
-        return response;
+    match (reason.for_peers(), named) {
+        (Some(text), _) => reason.answer(status.code(), text).into_http(),
+        (None, Some(_)) => response,
+        (None, None) => reason.answer(status.code(), status.message()).into_http(),
     }
-    reason.answer(status.code(), status.message()).into_http()
 }
 
 #[cfg(test)]
@@ -344,6 +345,24 @@ mod tests {
         for other in [framed(&GreetRequest::default()), vec![], vec![0; 60], vec![1; 60]] {
             assert_eq!(Finder::default().look(&other), None);
         }
+    }
+
+    #[test]
+    fn a_peer_is_told_no_path_of_this_machine() {
+        let told = |status: Status| {
+            let response = judged(status.into_http(), &Refusals::default(), None, "Greet");
+            Status::from_header_map(response.headers()).unwrap()
+        };
+        let path = "writing /var/lib/rondo-node/journal.sqlite: database or disk is full";
+        for inside in [Reason::Storage.because(path), Reason::Internal.because(path)] {
+            let (reason, code) = (Reason::of(&inside), inside.code());
+            let status = told(inside);
+            assert!(!status.message().contains('/'), "{status}");
+            assert_eq!((Reason::of(&status), status.code()), (reason, code));
+        }
+        assert!(!told(Status::internal(path)).message().contains('/'));
+        let plain = told(Reason::NotApproved.because("approve it first"));
+        assert_eq!(plain.message(), "[not-approved] approve it first");
     }
 
     #[test]
