@@ -3,6 +3,7 @@
 use crate::daemon::unix_now;
 use crate::durable::{self, Mode};
 use crate::identity::Own;
+use crate::journal;
 use crate::ledger::Egress;
 use crate::reason::{Reason, Refusals};
 use rondo::audit::{self, Entry, Line, Mark, Walk, What, Who};
@@ -66,6 +67,18 @@ pub enum Error {
     /// Another file.
     #[error("{} is not an audit log or a signature of one; restore it from a backup", .0.display())]
     Foreign(PathBuf),
+}
+
+impl Error {
+    /// Whether trying again is of no use: the log itself is not in order.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Sqlite { source, .. } => journal::is_damage(source),
+            Self::File { .. } => false,
+            Self::Damaged { .. } | Self::Foreign(_) => true,
+        }
+    }
 }
 
 /// What a check of a log found in order.

@@ -38,6 +38,28 @@ pub enum Error {
     Foreign(PathBuf),
 }
 
+impl Error {
+    /// Whether trying again is of no use: the journal itself is not in order.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Sqlite { source, .. } => is_damage(source),
+            Self::Damaged { .. } | Self::Foreign(_) => true,
+        }
+    }
+}
+
+/// Whether SQLite says that a file is damaged; anything else, such as a full disk, may pass.
+pub(crate) fn is_damage(source: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase, Unknown};
+    match source.sqlite_error_code() {
+        // A table that is not there is SQLite's general error.
+        Some(code) => matches!(code, NotADatabase | DatabaseCorrupt | Unknown),
+        // A value of another type than its column has.
+        None => true,
+    }
+}
+
 fn advice(source: &rusqlite::Error) -> &'static str {
     match source.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => ". Free space on this disk; nothing was lost",
@@ -189,8 +211,21 @@ mod tests {
         let error = Journal::open(&path).err().unwrap().to_string();
         assert!(error.contains("journal record 1 was changed or moved"), "{error}");
         crate::durable::write(&path, &[7; 5000], crate::durable::Mode::Private).unwrap();
-        let error = Journal::open(&path).err().unwrap().to_string();
-        assert!(error.contains("Restore the journal from a backup"), "{error}");
+        let error = Journal::open(&path).err().unwrap();
+        assert!(error.is_damage());
+        assert!(error.to_string().contains("Restore the journal from a backup"), "{error}");
+        for (code, damage) in [
+            (rusqlite::ffi::SQLITE_FULL, false),
+            (rusqlite::ffi::SQLITE_IOERR_WRITE, false),
+            (rusqlite::ffi::SQLITE_CANTOPEN, false),
+            (rusqlite::ffi::SQLITE_BUSY, false),
+            (rusqlite::ffi::SQLITE_READONLY, false),
+            (rusqlite::ffi::SQLITE_CORRUPT, true),
+            (rusqlite::ffi::SQLITE_NOTADB, true),
+        ] {
+            let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+            assert_eq!(is_damage(&source), damage, "{code}");
+        }
     }
     /// What the first release wrote at site usz: a round of two cycles that stalled once, a model of
     /// another round that came as a file, and a peer that was revoked.

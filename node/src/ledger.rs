@@ -8,6 +8,7 @@
 pub mod calls;
 pub mod meter;
 
+use crate::journal;
 use rondo::ids::{RoundId, SiteId};
 use rusqlite::{Connection, OpenFlags, params};
 use std::collections::BTreeMap;
@@ -43,6 +44,17 @@ pub enum Error {
     /// Another file, or a row that makes no sense.
     #[error("{} is not an egress ledger; restore it from a backup", .0.display())]
     Foreign(PathBuf),
+}
+
+impl Error {
+    /// Whether trying again is of no use: the ledger itself is not in order.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Sqlite { source, .. } => journal::is_damage(source),
+            Self::Foreign(_) => true,
+        }
+    }
 }
 
 /// What a row of the ledger counts.

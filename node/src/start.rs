@@ -49,7 +49,8 @@ use tracing_subscriber::EnvFilter;
 const EXIT_IDENTITY: u8 = 10;
 /// Exit code when the configuration is wrong.
 const EXIT_CONFIG: u8 = 11;
-/// Exit code when the journal, the egress ledger or the audit log is damaged.
+/// Exit code when the journal, the egress ledger or the audit log is damaged. A full disk is no damage:
+/// what passes by itself must not keep systemd from starting the daemon again.
 const EXIT_JOURNAL: u8 = 12;
 /// Exit code when a socket or port cannot be used, or another daemon runs.
 const EXIT_SOCKET: u8 = 13;
@@ -100,13 +101,17 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             is(cause.is::<identity::Error>(), EXIT_IDENTITY)
                 .or(is(cause.is::<config::Error>(), EXIT_CONFIG))
                 .or(is(cause.is::<policy::Error>(), EXIT_CONFIG))
-                .or(is(cause.is::<book::Error>(), EXIT_JOURNAL))
-                .or(is(cause.is::<journal::Error>(), EXIT_JOURNAL))
-                .or(is(cause.is::<ledger::Error>(), EXIT_JOURNAL))
-                .or(is(cause.is::<audit::Error>(), EXIT_JOURNAL))
+                .or(is(is_damage(cause), EXIT_JOURNAL))
                 .or(is(cause.is::<SocketProblem>(), EXIT_SOCKET))
         })
         .unwrap_or(1)
+}
+
+fn is_damage(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.downcast_ref().is_some_and(journal::Error::is_damage)
+        || cause.downcast_ref().is_some_and(ledger::Error::is_damage)
+        || cause.downcast_ref().is_some_and(audit::Error::is_damage)
+        || cause.downcast_ref().is_some_and(book::Error::is_damage)
 }
 
 /// Marks errors about sockets, ports and a second daemon.

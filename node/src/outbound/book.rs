@@ -1,6 +1,7 @@
 //! The file of results that are held, and of what noised releases have cost.
 
 use crate::daemon::unix_now;
+use crate::journal;
 use crate::policy::{Filter, Noise, Policy};
 use crate::trainer::Trained;
 use rondo::ids::{Digest, RoundId, VisitNo};
@@ -32,6 +33,17 @@ pub enum Error {
     /// Another file, or a row that makes no sense.
     #[error("{} does not hold results and their privacy; restore it from a backup", .0.display())]
     Foreign(PathBuf),
+}
+
+impl Error {
+    /// Whether the file is damaged or another's; anything else, such as a full disk, may pass.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Sqlite { source, .. } => journal::is_damage(source),
+            Self::Foreign(_) => true,
+        }
+    }
 }
 
 /// A result that was made here, and whether its operator let it go.
