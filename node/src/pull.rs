@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 
 /// How often a peer is asked whether it reaches this site.
@@ -96,9 +96,11 @@ impl Pulls {
                 }
             }
             let request = CollectRequest { having: self.having(site) };
+            let asked = Instant::now();
             let answer = timeout(COLLECT_PATIENCE + ANSWER_TIMEOUT, peer.collect(request)).await;
             let slow = |_| Err(Status::deadline_exceeded("no answer came in time"));
             let answer = answer.unwrap_or_else(slow).map_err(|status| refused(site, status))?;
+            let took = asked.elapsed();
             let collected = answer.into_inner();
             let nothing = collected.batches.is_empty() && collected.offers.is_empty();
             let mut moved = false;
@@ -110,10 +112,9 @@ impl Pulls {
                 moved |= self.take(&mut peer, site, offer).await?;
             }
             self.greeter.contacts.note(site, &Ok(()));
-            if nothing || moved {
+            if at_once(nothing, moved, took) {
                 *failures = 0;
             } else {
-                // Known already, as long as this site's own receipt has not arrived there.
                 self.pause(failures).await;
             }
         }
@@ -157,6 +158,13 @@ impl Pulls {
     }
 }
 
+/// Whether a peer that answered so after `took` is asked again at once. One that tells what is known
+/// already does so until this site's own receipt has arrived there; one that does not wait for news is
+/// not to keep both sides busy.
+fn at_once(nothing: bool, moved: bool, took: Duration) -> bool {
+    moved || (nothing && took >= COLLECT_PATIENCE / 2)
+}
+
 fn unacceptable(site: &SiteId, status: Status) -> contacts::Error {
     contacts::Error::Unacceptable { site: site.clone(), status: Box::new(status) }
 }
@@ -167,5 +175,18 @@ struct Running(JoinHandle<()>);
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_answers_at_once_with_nothing_new_is_given_a_pause() {
+        assert!(!at_once(true, false, Duration::ZERO), "it does not wait for news");
+        assert!(!at_once(false, false, Duration::ZERO), "it tells what is known");
+        assert!(!at_once(false, false, COLLECT_PATIENCE));
+        assert!(at_once(false, true, Duration::ZERO) && at_once(true, false, COLLECT_PATIENCE));
     }
 }
