@@ -509,7 +509,7 @@ epochs = 3
         }
         let plan = with("norm_max = 12.5\nfloor = 0.3\n").unwrap();
         let text = String::from_utf8(plan.canonical()).unwrap();
-        assert!(text.ends_with(r#""gate":{"norm_max":12.5,"floor":0.3}}"#), "{text}");
+        assert!(text.contains(r#""gate":{"norm_max":12.5,"floor":0.3}"#), "{text}");
         assert_eq!(Plan::from_canonical(text.as_bytes()), Ok(plan));
         let text = text.replace("12.5", "-1.0");
         assert!(matches!(Plan::from_canonical(text.as_bytes()), Err(Error::Impossible(_))));
