@@ -440,8 +440,7 @@ fn contribute(
             // It may be that word of a visit that was passed over is still on the way.
             let earlier = |v: &super::Visit| v.number < before && v.weights() == claimed;
             let start = round.plan.start_digest() == claimed;
-            if start || round.visits.iter().any(|v| earlier(v)) || round.manifest(before).is_none()
-            {
+            if start || round.visits.iter().any(earlier) || round.manifest(before).is_none() {
                 return Err(Refusal::Gap(before));
             }
             Some(before)
